@@ -1,0 +1,221 @@
+"""The batch contract: items packed into rows of one shape, and what the loss reads beside them."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from marvel_jax.data.processor import EncodedItem
+from marvel_jax.errors import MarvelError
+
+Array = Any  # numpy on the host, jax on the device
+
+
+class Rows(NamedTuple):
+    """R rows of one shape: exactly what the model reads.
+
+    S tokens, P patches of C uint8 values. Segments tell a row's items apart and patch segments
+    its images; both count from 1, 0 is padding. `vision_index` is row-local, so that placing
+    visual tokens needs no communication.
+    """
+
+    tokens: Array  # [R, S] int32
+    positions: Array  # [R, S, 3] int32
+    segments: Array  # [R, S] int32
+    pooled: Array  # [R, S] bool
+    patches: Array  # [R, P, C] uint8
+    patch_hw: Array  # [R, P, 2] int32
+    patch_segments: Array  # [R, P] int32
+    vision_index: Array  # [R, S] int32: merged token of this row, -1 = text
+
+
+class Batch(NamedTuple):
+    """Rows, and what the loss reads. Leading axes are shards * (size per shard).
+
+    Slots are row * G + segment - 1 within the shard's own rows; `own_positive` is the label's
+    position among the shard's own candidates. `positive_ids` holds every known positive of the
+    query that is among the candidates of the global batch, so that none counts as a negative.
+    """
+
+    rows: Rows
+    query_slot: Array  # [B] int32
+    candidate_slot: Array  # [C] int32
+    candidate_id: Array  # [C, 2] uint32
+    positive_ids: Array  # [B, M, 2] uint32
+    positive_valid: Array  # [B, M] bool
+    own_positive: Array  # [B] int32
+    query_valid: Array  # [B] bool
+    candidate_valid: Array  # [C] bool
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """The size of a row: tokens (S), patches (P; 0 for text only) and items (G)."""
+
+    tokens: int
+    patches: int
+    items: int
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.items < 1 or self.patches < 0:
+            raise MarvelError(
+                f"{self}: a row needs at least one token and one item, and patches of 0 or more."
+            )
+
+
+def id_hash(identifier: str) -> np.ndarray:
+    """64 bits of an id as uint32 [2] (BLAKE2b), the same on every machine."""
+    return np.frombuffer(hashlib.blake2b(identifier.encode(), digest_size=8).digest(), "<u4")
+
+
+def pack(
+    lengths: np.ndarray, shape: RowShape, *, names: Sequence[str] | None = None
+) -> list[list[int]]:
+    """Places items of (tokens, patches) [N, 2] into rows, first-fit decreasing.
+
+    Returns the item indices of each row. `names` are for messages.
+
+    Raises:
+      MarvelError: an item is larger than a row; the message names it and both sizes.
+    """
+    lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
+    _refuse_oversized(lengths, shape, names)
+    # An item takes the share of the row's scarcer resource, so that is what decreases.
+    share = np.maximum(lengths[:, 0] / shape.tokens, lengths[:, 1] / max(shape.patches, 1))
+    order = np.lexsort((np.arange(len(lengths)), -lengths.sum(axis=1), -share)).tolist()
+    sizes = lengths.tolist()
+    least_tokens = int(lengths[:, 0].min(initial=shape.tokens))
+    rows: list[list[int]] = []
+    free: list[list[int]] = []  # row, tokens, patches, items left; only rows that can take more
+    for index in order:
+        tokens, patches = sizes[index]
+        for room in free:
+            if room[1] >= tokens and room[2] >= patches:
+                break
+        else:
+            room = [len(rows), shape.tokens, shape.patches, shape.items]
+            rows.append([])
+            free.append(room)
+        rows[room[0]].append(index)
+        room[1] -= tokens
+        room[2] -= patches
+        room[3] -= 1
+        if room[3] == 0 or room[1] < least_tokens:
+            free.remove(room)
+    return rows
+
+
+def _refuse_oversized(lengths: np.ndarray, shape: RowShape, names: Sequence[str] | None) -> None:
+    oversized = np.flatnonzero((lengths[:, 0] > shape.tokens) | (lengths[:, 1] > shape.patches))
+    if not len(oversized):
+        return
+    worst = int(oversized[0])
+    more = f" (and {len(oversized) - 1} more)" if len(oversized) > 1 else ""
+    tokens, patches = lengths[worst].tolist()
+    name = names[worst] if names is not None else f"number {worst}"
+    raise MarvelError(
+        f"Item {name}{more} has {tokens} tokens and {patches} patches, but a row holds "
+        f"{shape.tokens} tokens and {shape.patches} patches: enlarge the rows, or lower "
+        "max_pixels or max_text_tokens."
+    )
+
+
+def build_rows(
+    items: Sequence[EncodedItem],
+    placement: Sequence[Sequence[int]],
+    shape: RowShape,
+    *,
+    num_rows: int,
+) -> tuple[Rows, np.ndarray]:
+    """Writes encoded items into `num_rows` rows as placed; the rest is padding.
+
+    Returns the rows and each item's slot [N] int32 (row * G + segment - 1).
+
+    Raises:
+      MarvelError: the placement has more rows than `num_rows`, leaves an item out, places one
+        twice, or overfills a row.
+    """
+    if len(placement) > num_rows:
+        raise MarvelError(f"{len(placement)} rows were placed, but only {num_rows} were asked for.")
+    if sorted(itertools.chain.from_iterable(placement)) != list(range(len(items))):
+        raise MarvelError(f"The placement does not hold each of {len(items)} items exactly once.")
+    values = items[0].patches.shape[1] if items else 0
+    rows = _padding(num_rows, shape, values)
+    slots = np.zeros(len(items), np.int32)
+    for row, members in enumerate(placement):
+        if len(members) > shape.items:
+            raise MarvelError(f"Row {row} holds {len(members)} items: at most {shape.items} fit.")
+        token = patch = image = merged = 0
+        for segment, index in enumerate(members, start=1):
+            item = items[index]
+            tokens = slice(token, token + len(item.tokens))
+            patches = slice(patch, patch + len(item.patches))
+            if tokens.stop > shape.tokens or patches.stop > shape.patches:
+                raise MarvelError(
+                    f"Row {row} overflows at item number {index}: {tokens.stop} tokens and "
+                    f"{patches.stop} patches, but {shape} holds fewer. Did the data change after "
+                    "its lengths were indexed?"
+                )
+            slots[index] = row * shape.items + segment - 1
+            rows.tokens[row, tokens] = item.tokens
+            rows.positions[row, tokens] = item.positions
+            rows.segments[row, tokens] = segment
+            rows.pooled[row, tokens] = item.pooled
+            token = tokens.stop
+            if len(item.patches) == 0:
+                continue
+            rows.vision_index[row, tokens] = np.where(
+                item.vision_index >= 0, item.vision_index + merged, -1
+            )
+            rows.patches[row, patches] = item.patches
+            rows.patch_hw[row, patches] = item.patch_hw
+            rows.patch_segments[row, patches] = item.patch_image + image + 1
+            patch = patches.stop
+            image += int(item.patch_image[-1]) + 1
+            merged += int(item.vision_index.max()) + 1
+    return rows, slots
+
+
+def _padding(num_rows: int, shape: RowShape, values: int) -> Rows:
+    tokens, patches = (num_rows, shape.tokens), (num_rows, shape.patches)
+    return Rows(
+        tokens=np.zeros(tokens, np.int32),
+        positions=np.zeros((*tokens, 3), np.int32),
+        segments=np.zeros(tokens, np.int32),
+        pooled=np.zeros(tokens, bool),
+        patches=np.zeros((*patches, values), np.uint8),
+        patch_hw=np.zeros((*patches, 2), np.int32),
+        patch_segments=np.zeros(patches, np.int32),
+        vision_index=np.full(tokens, -1, np.int32),
+    )
+
+
+def row_batches(
+    lengths: np.ndarray,
+    shape: RowShape,
+    *,
+    num_rows: int,
+    window: int = 1024,
+    names: Sequence[str] | None = None,
+) -> Iterator[list[list[int]]]:
+    """Groups of `num_rows` packed rows that hold every item once, for plain encoding.
+
+    Takes (tokens, patches) [N, 2] and yields placements of item indices; only the last group may
+    have fewer rows. Items go through in windows, so that a reader of the items stays near its
+    place, and what would leave a group partly filled is packed again with the next window.
+    """
+    lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
+    _refuse_oversized(lengths, shape, names)
+    waiting = np.zeros(0, np.int64)
+    for start in range(0, len(lengths), window):
+        stop = min(start + window, len(lengths))
+        members = np.concatenate([waiting, np.arange(start, stop)])
+        rows = [members[row].tolist() for row in pack(lengths[members], shape)]
+        last = stop == len(lengths)
+        whole = len(rows) if last else len(rows) // num_rows * num_rows
+        for first in range(0, whole, num_rows):
+            yield rows[first : min(first + num_rows, whole)]
+        waiting = np.array(sorted(itertools.chain.from_iterable(rows[whole:])), np.int64)

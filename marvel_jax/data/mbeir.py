@@ -1,0 +1,330 @@
+"""The M-BEIR layout on disk: queries, candidate pools, qrels and instructions, read lazily."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from marvel_jax.data.items import TASKS, Candidate, Item, Query, Task
+from marvel_jax.data.json_lines import JsonLines
+from marvel_jax.data.records import IdTable, Records
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_bytes, hash_files
+
+InstructionKey = tuple[int, str, str]
+
+# Recall at 10 for the two fashion data sets, at 5 for all others (the M-BEIR protocol).
+_FASHION = frozenset({1, 7})
+_QUERY_FILE = re.compile(r"mbeir_(?P<dataset>.+)_task(?P<task>\d+)_(?P<split>[a-z]+)\.jsonl")
+
+
+@dataclass(frozen=True)
+class MbeirSource:
+    """Queries with the candidates that answer them: what training reads (a `RetrievalSource`)."""
+
+    queries: Records[Query]
+    candidates: Records[Candidate]
+    instructions: Mapping[InstructionKey, tuple[str, ...]]
+
+    @cached_property
+    def _table(self) -> IdTable:
+        return IdTable(self.candidates, "did")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the query and pool files and of the instructions; images do not count."""
+        return hash_bytes(
+            hash_files(*(file.path for file in self.queries.files)).encode(),
+            hash_files(*(file.path for file in self.candidates.files)).encode(),
+            repr(sorted(self.instructions.items())).encode(),
+        )
+
+    def candidate_index(self, id: str) -> int:
+        """The position of a candidate.
+
+        Raises:
+          MarvelError: no pool file has the id.
+        """
+        index = self._table.find(id)
+        if index is None:
+            raise MarvelError(
+                f"Candidate {id} is in none of the pools {', '.join(self._table.paths)}."
+            )
+        return index
+
+    def verify(self) -> None:
+        """Reads every query and looks each positive up, in about 10 microseconds a query.
+
+        Raises:
+          MarvelError: a query has no positive, or one that no pool has; the line is named.
+        """
+        for index in range(len(self.queries)):
+            query = self.queries[index]
+            for positive in query.positives:
+                if self._table.find(positive) is None:
+                    raise MarvelError(
+                        f"{self.queries.where(index)}: query {query.id} has the positive "
+                        f"{positive}, which is in none of the pools "
+                        f"{', '.join(self._table.paths)}. Add the candidate or remove the id."
+                    )
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """One task of one data set as M-BEIR judges it.
+
+    Attributes:
+      name: `emoji_task0`, as in the file names.
+      queries: in the file's order.
+      pool: the local pool; the global one is `MbeirFolder.pool`.
+      qrels: for each query id, the candidate ids that are relevant to it.
+      k: hit@k is the main score.
+    """
+
+    __test__ = False  # pytest would take the name for a class of tests
+
+    name: str
+    dataset: str
+    task: Task
+    queries: Records[Query]
+    pool: Records[Candidate]
+    qrels: Mapping[str, frozenset[str]]
+    k: int
+
+
+class MbeirFolder:
+    """A folder in the M-BEIR layout.
+
+    Raises:
+      MarvelError: the folder, or its query folder, is missing.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        if not (self.root / "query").is_dir():
+            raise MarvelError(
+                f"{self.root} is not a folder in the M-BEIR layout: it has no folder query/. "
+                f"`marvel data emoji --out {self.root}` makes one."
+            )
+
+    def source(self, split: str = "train", *, verify: bool = True) -> MbeirSource:
+        """All queries of a split with the candidates of its union pool.
+
+        Queries come from query/union_{split}/ where that exists, and else from every file of
+        query/{split}/ in name order.
+
+        Raises:
+          MarvelError: a folder or file is missing, an id occurs twice, or (with `verify`) a query
+            has no positive or one that the pool lacks.
+        """
+        union = self.root / "query" / f"union_{split}"
+        folder = union if union.is_dir() else self.root / "query" / split
+        source = MbeirSource(
+            self._queries(_jsonl_files(folder)), self.pool(split), self.instructions
+        )
+        if verify:
+            source.verify()
+        return source
+
+    def pool(self, split: str) -> Records[Candidate]:
+        """The global pool of a split: cand_pool/global/mbeir_union_{split}_cand_pool.jsonl."""
+        return self._candidates(
+            [self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"]
+        )
+
+    def test_sets(self, split: str = "test") -> list[TestSet]:
+        """Every query file of a split with its local pool and its qrels, checked.
+
+        Raises:
+          MarvelError: a file is missing, a qrels line is broken or names a query or candidate that
+            does not exist, or a query has no relevant candidate.
+        """
+        return [self._test_set(path, split) for path in _jsonl_files(self.root / "query" / split)]
+
+    @cached_property
+    def instructions(self) -> dict[InstructionKey, tuple[str, ...]]:
+        """The prompts by (data set, query modality, candidate modality).
+
+        Raises:
+          MarvelError: the table is missing or a line of it cannot be read.
+        """
+        return read_instructions(self.root / "instructions" / "query_instructions.tsv")
+
+    def _test_set(self, path: Path, split: str) -> TestSet:
+        match = _QUERY_FILE.fullmatch(path.name)
+        if match is None or int(match["task"]) not in TASKS or match["split"] != split:
+            raise MarvelError(
+                f"{path}: expected a name like mbeir_DATASET_taskN_{split}.jsonl with N one of "
+                f"{', '.join(map(str, TASKS))}."
+            )
+        name = f"{match['dataset']}_task{match['task']}"
+        queries = self._queries([path])
+        pool = self._candidates([self._local_pool(name, split)])
+        qrels = _read_qrels(
+            self.root / "qrels" / split / f"mbeir_{name}_{split}_qrels.txt",
+            queries=queries,
+            pool=pool,
+        )
+        dataset = queries[0].dataset if len(queries) else -1
+        return TestSet(
+            name=name,
+            dataset=match["dataset"],
+            task=TASKS[int(match["task"])],
+            queries=queries,
+            pool=pool,
+            qrels=qrels,
+            k=10 if dataset in _FASHION else 5,
+        )
+
+    def _local_pool(self, name: str, split: str) -> Path:
+        """MSCOCO alone has a pool for each split, with the split in its name."""
+        folder = self.root / "cand_pool" / "local"
+        with_split = folder / f"mbeir_{name}_{split}_cand_pool.jsonl"
+        return with_split if with_split.is_file() else folder / f"mbeir_{name}_cand_pool.jsonl"
+
+    def _queries(self, paths: Sequence[Path]) -> Records[Query]:
+        return Records([JsonLines(path) for path in paths], _QueryMaker(self.root))
+
+    def _candidates(self, paths: Sequence[Path]) -> Records[Candidate]:
+        return Records([JsonLines(path) for path in paths], _CandidateMaker(self.root))
+
+
+@dataclass(frozen=True)
+class _QueryMaker:
+    root: Path
+
+    def __call__(self, record: dict[str, Any], where: str) -> Query:
+        id = _id_field(record, "qid", where)
+        task = TASKS.get(record.get("task_id", -1))
+        if task is None:
+            raise MarvelError(
+                f"{where}: query {id} has task_id {record.get('task_id')!r}; expected one of "
+                f"{', '.join(map(str, TASKS))}."
+            )
+        positives = _id_list(record, "pos_cand_list", where)
+        if not positives:
+            raise MarvelError(
+                f"{where}: query {id} has no positive. Give pos_cand_list at least one candidate "
+                f"id, or remove the query."
+            )
+        return Query(
+            id=id,
+            item=_item(self.root, id, record, "query_txt", "query_img_path", where),
+            task=task,
+            positives=positives,
+            negatives=_id_list(record, "neg_cand_list", where),
+            dataset=int(id.partition(":")[0]),
+        )
+
+
+@dataclass(frozen=True)
+class _CandidateMaker:
+    root: Path
+
+    def __call__(self, record: dict[str, Any], where: str) -> Candidate:
+        id = _id_field(record, "did", where)
+        item = _item(self.root, id, record, "txt", "img_path", where)
+        return Candidate(id=id, item=item, modality=record.get("modality") or item.modality)
+
+
+def _item(
+    root: Path, id: str, record: dict[str, Any], text_field: str, image_field: str, where: str
+) -> Item:
+    text, path = record.get(text_field), record.get(image_field)
+    for field, value in ((text_field, text), (image_field, path)):
+        if value is not None and not isinstance(value, str):
+            raise MarvelError(f"{where}: {id} has {field} {value!r}; expected text or null.")
+    if not path and not (text and text.strip()):
+        raise MarvelError(f"{where}: {id} has neither {text_field} nor {image_field}.")
+    return Item.of(text=text, image=root / path if path else None, id=id)
+
+
+def _id_field(record: dict[str, Any], field: str, where: str) -> str:
+    value = record.get(field)
+    if not isinstance(value, str) or not re.fullmatch(r"\d+:\d+", value):
+        raise MarvelError(f'{where}: expected {field} as "dataset:number", found {value!r}.')
+    return value
+
+
+def _id_list(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
+    """Ids as plain strings (the files) or as objects {"did": ...} (the data card)."""
+    values = record.get(field) or []
+    if not isinstance(values, list):
+        raise MarvelError(f"{where}: expected {field} as a list, found {values!r}.")
+    ids = tuple(value.get("did") if isinstance(value, dict) else value for value in values)
+    for id in ids:
+        if not isinstance(id, str):
+            raise MarvelError(f"{where}: expected candidate ids in {field}, found {id!r}.")
+    return ids
+
+
+def _jsonl_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+    if not files:
+        raise MarvelError(f"{folder} holds no .jsonl file of queries.")
+    return files
+
+
+def read_instructions(path: Path) -> dict[InstructionKey, tuple[str, ...]]:
+    """Reads query_instructions.tsv: a header, then query modality, candidate modality, data set
+    name, data set id, prompts.
+
+    Raises:
+      MarvelError: the file is missing, or a line has no data set id or no prompt.
+    """
+    if not path.is_file():
+        raise MarvelError(f"{path} does not exist: the layout needs its table of instructions.")
+    table: dict[InstructionKey, tuple[str, ...]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise MarvelError(f"{path} is not UTF-8 text: {error}.") from error
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        columns = line.split("\t")
+        prompts = tuple(prompt.strip() for prompt in columns[4:] if prompt.strip())
+        if len(columns) < 5 or not columns[3].strip().isdigit() or not prompts:
+            raise MarvelError(
+                f"{path}, line {number}: expected tab-separated query modality, candidate "
+                f"modality, data set name, data set id and at least one prompt; found {line!r}."
+            )
+        table[int(columns[3]), columns[0].strip(), columns[1].strip()] = prompts
+    return table
+
+
+def _read_qrels(
+    path: Path, *, queries: Records[Query], pool: Records[Candidate]
+) -> dict[str, frozenset[str]]:
+    """Reads `qid 0 did relevance task` lines; a relevance of 0 is not kept."""
+    if not path.is_file():
+        raise MarvelError(f"{path} does not exist: the queries of {queries.files[0].path} need it.")
+    query_table, pool_table = IdTable(queries, "qid"), IdTable(pool, "did")
+    relevant: dict[str, set[str]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            columns = line.split()
+            if not columns:
+                continue
+            if len(columns) != 5 or not columns[3].isdigit():
+                raise MarvelError(
+                    f"{path}, line {number}: expected `qid 0 did relevance task`, found "
+                    f"{line.strip()!r}."
+                )
+            qid, _, did, relevance, _ = columns
+            for id, table in ((qid, query_table), (did, pool_table)):
+                if table.find(id) is None:
+                    raise MarvelError(
+                        f"{path}, line {number}: {id} is not in {', '.join(table.paths)}."
+                    )
+            if int(relevance) > 0:
+                relevant.setdefault(qid, set()).add(did)
+    for index in range(len(queries)):
+        id = queries[index].id
+        if id not in relevant:
+            raise MarvelError(
+                f"{queries.where(index)}: query {id} has no relevant candidate in {path}."
+            )
+    return {id: frozenset(ids) for id, ids in relevant.items()}

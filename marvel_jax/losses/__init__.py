@@ -1,0 +1,1 @@
+"""Losses on arrays; they know nothing of models."""

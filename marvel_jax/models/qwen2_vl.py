@@ -1,0 +1,196 @@
+"""Qwen2-VL as pure functions: `init_params`, `embed`, and the two stages of `embed`."""
+
+from typing import Any, Protocol, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from marvel_jax.errors import MarvelError
+from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.models.language import LanguageModel
+from marvel_jax.models.pooling import Embeddings, pool
+from marvel_jax.models.vision import VisionTower
+
+Params = dict[str, Any]
+
+ATTENTIONS = ("bidirectional", "causal")
+
+# What the backward pass keeps of a block; what it does not keep, it computes again.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Rows(Protocol):
+    """What the model reads: R rows of S tokens and P patches, several items packed in each.
+
+    tokens [R, S] int32; positions [R, S, 3] int32 (M-RoPE's time, height, width); segments [R, S]
+    int32 (0 = padding, else the item of the row, from 1); pooled [R, S] bool; patches [R, P, C]
+    uint8; patch_hw [R, P, 2] int32; patch_segments [R, P] int32 (0 = padding, else the image);
+    vision_index [R, S] int32 (which merged token of the row stands here, -1 = text).
+    """
+
+    @property
+    def tokens(self) -> Any: ...
+    @property
+    def positions(self) -> Any: ...
+    @property
+    def segments(self) -> Any: ...
+    @property
+    def pooled(self) -> Any: ...
+    @property
+    def patches(self) -> Any: ...
+    @property
+    def patch_hw(self) -> Any: ...
+    @property
+    def patch_segments(self) -> Any: ...
+    @property
+    def vision_index(self) -> Any: ...
+
+
+class Qwen2VL(nn.Module):
+    """The whole network; used through the functions below."""
+
+    config: Qwen2VLConfig
+    attention: str = "bidirectional"
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    implementation: str = "xla"
+
+    def setup(self) -> None:
+        config = self.config
+        if self.attention not in ATTENTIONS:
+            raise MarvelError(
+                f"attention {self.attention!r} is unknown: use one of {', '.join(ATTENTIONS)}."
+            )
+        if self.remat not in REMAT:
+            raise MarvelError(f"remat {self.remat!r} is unknown: use one of {', '.join(REMAT)}.")
+        width, causal = config.text.hidden_size, self.attention == "causal"
+        shared = {"dtype": self.dtype, "implementation": self.implementation}
+        shared["wrap_block"] = self._stack
+        self.vision = VisionTower(config.vision, width=width, **shared)
+        self.language = LanguageModel(config.text, causal=causal, **shared)
+        if not config.tie_word_embeddings:
+            init = nn.initializers.normal(config.text.initializer_range)
+            self.lm_head = nn.Dense(
+                config.text.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init
+            )
+
+    def _stack(self, block: type[nn.Module], *, length: int) -> Any:
+        """A scan over `length` copies of the block, parameters stacked on a leading axis."""
+        if self.remat != "none":
+            block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=length,
+        )
+
+    def visual_tokens(self, rows: Rows) -> jax.Array | None:
+        if rows.patches.shape[1] == 0:
+            return None
+        return self.vision(rows.patches, rows.patch_hw, rows.patch_segments)
+
+    def __call__(self, rows: Rows) -> jax.Array:
+        visual = self.visual_tokens(rows)
+        hidden = self.language(
+            rows.tokens, rows.positions, rows.segments, rows.vision_index, visual
+        )
+        if self.is_initializing() and not self.config.tie_word_embeddings:
+            self.lm_head(hidden)  # The embedder does not use it, but a lossless export needs it.
+        return hidden
+
+
+class _InitRows:
+    """The smallest rows that reach every parameter."""
+
+    def __init__(self, config: Qwen2VLConfig) -> None:
+        patches = config.vision.spatial_merge_size**2
+        self.tokens = self.segments = self.vision_index = jnp.zeros((1, 1), jnp.int32)
+        self.positions = jnp.zeros((1, 1, 3), jnp.int32)
+        self.pooled = jnp.ones((1, 1), bool)
+        self.patches = jnp.zeros((1, patches, config.vision.still_values), jnp.uint8)
+        self.patch_hw = jnp.zeros((1, patches, 2), jnp.int32)
+        self.patch_segments = jnp.ones((1, patches), jnp.int32)
+
+
+def init_params(config: Qwen2VLConfig, *, key: jax.Array) -> Params:
+    """Random float32 parameters: a plain nested dict, the layers of a tower stacked on axis 0.
+
+    Kernels are normal with `initializer_range`, biases 0 and gains 1. May be traced, so that
+    `jax.jit(..., out_shardings=...)` creates each shard in its place.
+    """
+    variables = jax.jit(lambda key: Qwen2VL(config).init(key, _InitRows(config)))(key)
+    return variables["params"]
+
+
+def visual_tokens(
+    params: Params,
+    rows: Rows,
+    config: Qwen2VLConfig,
+    *,
+    dtype: Any = jnp.float32,
+    remat: str = "none",
+) -> jax.Array:
+    """The vision tower's output [R, P / merge^2, D] of `dtype`, before it enters the text."""
+    model = Qwen2VL(config, dtype=dtype, remat=remat)
+    tokens = model.apply({"params": params}, rows, method=Qwen2VL.visual_tokens)
+    return cast(jax.Array, tokens)
+
+
+def hidden_states(
+    params: Params,
+    rows: Rows,
+    config: Qwen2VLConfig,
+    *,
+    attention: str = "bidirectional",
+    dtype: Any = jnp.float32,
+    remat: str = "none",
+) -> jax.Array:
+    """The language model's states [R, S, D] of `dtype`, after its final norm."""
+    model = Qwen2VL(config, attention=attention, dtype=dtype, remat=remat)
+    return cast(jax.Array, model.apply({"params": params}, rows))
+
+
+def embed(
+    params: Params,
+    rows: Rows,
+    config: Qwen2VLConfig,
+    *,
+    items_per_row: int,
+    attention: str = "bidirectional",
+    pooling: str = "mean",
+    dtype: Any = jnp.float32,
+    remat: str = "none",
+) -> Embeddings:
+    """Embeds every item of every row; an item's vector does not depend on its neighbours.
+
+    Args:
+      params: as `init_params` makes them; they are cast to `dtype` where they are used.
+      config: the shape of `params`.
+      rows: see `Rows`. With P = 0 the vision tower is not even compiled.
+      items_per_row: G, the largest segment number of any row.
+      attention: "bidirectional" (U-MARVEL) or "causal"; either stays within an item.
+      pooling: "mean" over the pooled tokens, or the "last" of them.
+      dtype: of the matmuls; norms, rotary, softmax, pooling and unit norm are float32.
+      remat: "none"; "full" keeps only the blocks' inputs; "dots" also the matmuls' outputs.
+
+    Returns:
+      Embeddings: vectors [R, G, D] float32 of unit norm, valid [R, G] bool.
+
+    Raises:
+      MarvelError: an unknown option, or patches of another size than the model's.
+    """
+    hidden = hidden_states(params, rows, config, attention=attention, dtype=dtype, remat=remat)
+    return pool(
+        hidden,
+        segments=rows.segments,
+        pooled=rows.pooled,
+        items_per_row=items_per_row,
+        pooling=pooling,
+    )

@@ -1,0 +1,102 @@
+"""Rules from logical axes to mesh axes, and the shardings that follow from them."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from marvel_jax.errors import MarvelError
+from marvel_jax.parallel.mesh import DATA_AXES
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """Which mesh axis each logical axis of a parameter is split over; None = replicated.
+
+    The names are those of `models.names`. Heads and hidden units go over "tensor", the model
+    dimension over "fsdp", as in Megatron and ZeRO-3.
+    """
+
+    layers: str | None = None
+    vocab: str | None = "tensor"
+    embed: str | None = "fsdp"
+    heads: str | None = "tensor"
+    kv_heads: str | None = "tensor"
+    mlp: str | None = "tensor"
+    vision_embed: str | None = "fsdp"
+    vision_heads: str | None = "tensor"
+    vision_mlp: str | None = "tensor"
+    patch: str | None = None
+
+    def spec(
+        self, axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
+    ) -> PartitionSpec:
+        """The partition of one parameter of `shape` with logical `axes`.
+
+        A dimension that its mesh axis does not divide is replicated: that is always correct,
+        only less frugal. A mesh axis is used once, by the first dimension that asks for it.
+
+        Raises:
+          MarvelError: a logical axis that no rule names.
+        """
+        known = {field.name for field in fields(self)}
+        used: set[str] = set()
+        parts: list[str | None] = []
+        for axis, size in zip(axes, shape, strict=True):
+            if axis is not None and axis not in known:
+                raise MarvelError(f"no sharding rule for axis {axis!r}; known: {sorted(known)}.")
+            target = getattr(self, axis) if axis is not None else None
+            if target is None or target in used or size % mesh.shape[target]:
+                parts.append(None)
+            else:
+                used.add(target)
+                parts.append(target)
+        return PartitionSpec(*parts)
+
+
+def parameter_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, *, rules: ShardingRules) -> Any:
+    """A tree of `NamedSharding` beside a tree of arrays or shapes.
+
+    `logical_axes` is the same nested dict, its leaves tuples of axis names (or None).
+    """
+    return jax.tree.map(
+        lambda leaf, axes: NamedSharding(mesh, rules.spec(axes, leaf.shape, mesh)),
+        shapes,
+        logical_axes,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over every data shard, in shard order."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXES))
+
+
+def local_data_shards(mesh: Mesh) -> range:
+    """The data shards whose rows this process must supply: a contiguous range.
+
+    Raises:
+      MarvelError: the mesh gives this process shards that do not follow one another.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    grid = np.asarray(mesh.devices).reshape(shards, -1)
+    here = jax.process_index()
+    mine = [i for i in range(shards) if any(device.process_index == here for device in grid[i])]
+    if mine != list(range(mine[0], mine[0] + len(mine))):
+        raise MarvelError(
+            f"process {here} holds data shards {mine}, which do not follow one another: put the "
+            "tensor axis inside a host."
+        )
+    return range(mine[0], mine[0] + len(mine))
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's rows of a batch (numpy leaves) on its devices, as global arrays."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)

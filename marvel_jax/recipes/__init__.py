@@ -1,0 +1,1 @@
+"""Whole runs: stages that resume, each with a manifest."""

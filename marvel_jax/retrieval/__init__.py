@@ -1,0 +1,1 @@
+"""Embedding, vector stores, exact and ScaNN search, metrics, protocols and reports."""

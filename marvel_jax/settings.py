@@ -1,0 +1,85 @@
+"""How an item becomes a vector, kept beside the weights so that inference cannot differ."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import read_json
+
+SETTINGS_FILE = "marvel.json"
+
+Attention = Literal["bidirectional", "causal"]
+Pooling = Literal["mean", "last"]
+Positions = Literal["mrope", "sequential"]
+Template = Literal["marvel", "umarvel_released", "gme"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingSettings:
+    """Every setting that changes a vector, besides the weights.
+
+    `min_pixels` and `max_pixels` bound an image's area after resizing; `max_text_tokens` cuts the
+    item's own text only.
+    """
+
+    attention: Attention = "bidirectional"
+    pooling: Pooling = "mean"
+    positions: Positions = "mrope"
+    template: Template = "marvel"
+    min_pixels: int = 4 * 28 * 28
+    max_pixels: int = 300 * 28 * 28
+    max_text_tokens: int = 480
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("attention", Attention),
+            ("pooling", Pooling),
+            ("positions", Positions),
+            ("template", Template),
+        )
+        for name, kind in choices:
+            value = getattr(self, name)
+            if value not in get_args(kind):
+                raise MarvelError(f"{name}={value!r}: choose one of {', '.join(get_args(kind))}.")
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise MarvelError(
+                f"min_pixels={self.min_pixels} must be positive and at most "
+                f"max_pixels={self.max_pixels}."
+            )
+        if self.max_text_tokens < 1:
+            raise MarvelError(
+                f"max_text_tokens={self.max_text_tokens} must be positive, for example 480."
+            )
+
+    @classmethod
+    def read(cls, folder: Path, **given: Any) -> Self:
+        """What a model folder's `marvel.json` says, `given` values (not None) before it.
+
+        A folder without the file, one that others wrote, has the defaults; its pixel limits then
+        are those of its `preprocessor_config.json`.
+
+        Raises:
+          MarvelError: the file is broken or names an unknown field.
+        """
+        path = folder / SETTINGS_FILE
+        found = read_json(path) if path.is_file() else _pixel_limits(folder)
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(found) - set(known))
+        if unknown:
+            raise MarvelError(
+                f"{path}: unknown field {unknown[0]!r}; this version knows {', '.join(known)}."
+            )
+        found |= {name: value for name, value in given.items() if value is not None}
+        return cls(**found)
+
+
+def _pixel_limits(folder: Path) -> dict[str, int]:
+    path = folder / "preprocessor_config.json"
+    pixels = read_json(path) if path.is_file() else {}
+    size = pixels.get("size") or {}
+    limits = {
+        "min_pixels": pixels.get("min_pixels") or size.get("shortest_edge"),
+        "max_pixels": pixels.get("max_pixels") or size.get("longest_edge"),
+    }
+    return {name: int(value) for name, value in limits.items() if value}

@@ -1,0 +1,1 @@
+"""Configuration, train state, the step, checkpoints and the loop."""

@@ -1,0 +1,108 @@
+"""What a run reads, opened from its config: source, tokenizer, architecture and weights."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from marvel_jax.data.chat import ChatTokenizer
+from marvel_jax.data.images import ImageGeometry
+from marvel_jax.data.items import RetrievalSource
+from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.data.processor import Processor
+from marvel_jax.data.tfds_builders import TfdsSource
+from marvel_jax.errors import MarvelError
+from marvel_jax.models import hub
+from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.settings import EmbeddingSettings
+from marvel_jax.training.config import DataConfig, TrainConfig
+
+# A corpus that brings a tokenizer keeps it here; a run from scratch starts from it.
+TOKENIZER_FOLDER = "tokenizer"
+
+# Small pictures that a run meets again and again are decoded once.
+_PATCH_CACHE_BYTES = 256 << 20
+
+
+class Inputs(NamedTuple):
+    """Everything a run needs before its first step."""
+
+    source: RetrievalSource
+    processor: Processor
+    tokenizer_folder: Path
+    architecture: Qwen2VLConfig
+    model: dict[str, Any] | None  # loaded weights; None = from scratch
+    temperature: float | None  # as loaded
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Opens source, tokenizer, architecture and weights, and holds them against each other.
+
+    Raises:
+      MarvelError: one is missing, or the tokenizer does not fit the architecture.
+    """
+    source = open_source(config.data)
+    if config.model.source is not None:
+        folder = hub.resolve(config.model.source)
+        checkpoint = hub.load(folder, dtype=jnp.float32)
+        architecture, model = checkpoint.config, checkpoint.params
+        temperature = checkpoint.temperature
+    else:
+        folder = Path(config.data.path) / TOKENIZER_FOLDER
+        assert config.model.scratch is not None  # ModelConfig checks it
+        architecture, model, temperature = config.model.scratch, None, None
+    processor = make_processor(folder, config.embedding, architecture)
+    if model is None:
+        architecture = fit_to_tokenizer(architecture, processor)
+    return Inputs(source, processor, folder, architecture, model, temperature)
+
+
+def open_source(config: DataConfig) -> RetrievalSource:
+    """Opens the training queries and candidates in the form that the config names."""
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise MarvelError(
+            f"data.path={config.path} does not exist: build it first (`marvel data emoji --out "
+            f"{config.path}`), or name another folder."
+        )
+    if config.reader == "tfds":
+        return TfdsSource(folder, split=config.split)
+    return MbeirFolder(folder).source(config.split)
+
+
+def make_processor(
+    folder: Path, embedding: EmbeddingSettings, architecture: Qwen2VLConfig
+) -> Processor:
+    """The processor of a tokenizer's folder with the run's pixel limits and template."""
+    vision = architecture.vision
+    geometry = ImageGeometry(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        min_pixels=embedding.min_pixels,
+        max_pixels=embedding.max_pixels,
+    )
+    return Processor(
+        ChatTokenizer.from_folder(folder),
+        geometry,
+        template=embedding.template,
+        positions=embedding.positions,
+        max_text_tokens=embedding.max_text_tokens,
+        cache_bytes=_PATCH_CACHE_BYTES,
+    )
+
+
+def fit_to_tokenizer(architecture: Qwen2VLConfig, processor: Processor) -> Qwen2VLConfig:
+    """The architecture to initialise, with the tokenizer's size and special ids."""
+    tokenizer = processor.tokenizer
+    return dataclasses.replace(
+        architecture,
+        text=dataclasses.replace(architecture.text, vocab_size=tokenizer.size),
+        image_token_id=tokenizer.special("<|image_pad|>"),
+        video_token_id=tokenizer.special("<|video_pad|>"),
+        vision_start_token_id=tokenizer.special("<|vision_start|>"),
+        vision_end_token_id=tokenizer.special("<|vision_end|>"),
+        bos_token_id=tokenizer.special("<|endoftext|>"),
+        eos_token_id=tokenizer.special("<|im_end|>"),
+    )

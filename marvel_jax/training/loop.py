@@ -1,0 +1,209 @@
+"""The training loop: opens the inputs, steps, writes down, and resumes where it stopped."""
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from marvel_jax.data import lengths, pipeline
+from marvel_jax.data.epoch_plan import Plan, PlanConfig
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_json, read_json, write_json
+from marvel_jax.parallel.mesh import data_shards, make_mesh
+from marvel_jax.parallel.sharding import local_data_shards, put_batch
+from marvel_jax.training.checkpoints import Checkpoints
+from marvel_jax.training.config import TrainConfig
+from marvel_jax.training.inputs import Inputs, open_inputs
+from marvel_jax.training.optimizer import make_optimizer
+from marvel_jax.training.state import TrainState, create_state, initial_params
+from marvel_jax.training.step import make_train_step
+from marvel_jax.training.trackers import MetricsFile, TrainProgress
+
+
+class TrainResult(NamedTuple):
+    """Where a call to `train` ended."""
+
+    state: TrainState
+    inputs: Inputs
+    steps: int
+    interrupted: bool
+
+
+def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
+    """Trains to `config.steps`, or resumes the run that `workdir` holds.
+
+    Writes `recipe.json`, `metrics.jsonl` (one row a step) and `checkpoints/`. Ctrl-C finishes the
+    step, saves and returns with `interrupted`; a killed run resumes at its last checkpoint with
+    the same batches, and on the CPU ends with the same weights bit for bit.
+
+    Raises:
+      MarvelError: `workdir` holds another run, or an input is missing or does not fit.
+    """
+    workdir = Path(workdir)
+    inputs = open_inputs(config)
+    claim_workdir(workdir, config, inputs)
+    mesh = make_mesh(config.mesh)
+    shards = data_shards(mesh)
+    if config.data.global_batch % shards:
+        raise MarvelError(
+            f"data.global_batch={config.data.global_batch} is not a multiple of the {shards} data "
+            f"shards of the mesh: use {-(-config.data.global_batch // shards) * shards}."
+        )
+    plan = make_plan(config, inputs, shards=shards, cache=workdir)
+    optimizer = make_optimizer(config.optimizer, steps=config.steps)
+    params = initial_params(
+        inputs.architecture, seed=config.seed, model=inputs.model, optimizer=config.optimizer
+    )
+    state, shardings = create_state(
+        params, optimizer, inputs.architecture, mesh, rules=config.sharding
+    )
+    step_fn = make_train_step(config, inputs.architecture, optimizer, mesh, shardings=shardings)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    done = 0
+    if checkpoints.latest() is not None:
+        state = checkpoints.restore(state)
+        done = int(state.step)
+    metrics_file = MetricsFile(workdir / "metrics.jsonl", resume_at=done)
+    batches = pipeline.batches(
+        inputs.source,
+        inputs.processor,
+        plan,
+        start_step=done,
+        num_steps=config.steps - done,
+        shards=local_data_shards(mesh),
+        prefetch=config.data.prefetch,
+    )
+    with _stop_on_ctrl_c() as stop, TrainProgress(total=config.steps, done=done) as progress:
+        started = time.perf_counter()
+        for step, batch in batches:
+            state, metrics = step_fn(state, put_batch(batch, mesh))
+            row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            seconds, started = time.perf_counter() - started, time.perf_counter()
+            row |= {"step": step, "seconds": round(seconds, 4), "rows": batch.rows.tokens.shape[0]}
+            row |= _fill(batch)
+            metrics_file.write(row)
+            if not np.isfinite(row["loss"]):
+                raise MarvelError(
+                    f"the loss is {row['loss']} at step {step}: lower optimizer.learning_rate "
+                    f"(now {config.optimizer.learning_rate}) and resume from the last checkpoint."
+                )
+            done = step + 1
+            progress.update(
+                done,
+                loss=row["loss"],
+                temperature=row["temperature"],
+                pairs_per_second=config.data.global_batch / seconds,
+            )
+            if stop or done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoints.save(state, step=done)
+            if stop:
+                break
+    metrics_file.close()
+    checkpoints.close()
+    return TrainResult(state, inputs, done, interrupted=done < config.steps)
+
+
+def make_plan(
+    config: TrainConfig, inputs: Inputs, *, shards: int, cache: Path | None
+) -> Plan:
+    """The order, labels and packing of every step, from the config and the items' lengths."""
+    config_of_plan = PlanConfig(
+        global_batch=config.data.global_batch,
+        seed=config.seed,
+        row=config.data.row,
+        task_weights=config.data.task_weights,
+    )
+    index = lengths.index(inputs.source, inputs.processor, cache=cache)
+    return Plan(index, config_of_plan, num_shards=shards)
+
+
+def claim_workdir(workdir: Path, config: TrainConfig, inputs: Inputs) -> None:
+    """Writes `recipe.json`, or holds the config against the one that is there.
+
+    Raises:
+      MarvelError: the folder belongs to a run with another config or other data.
+    """
+    described = describe(config, inputs)
+    path = workdir / "recipe.json"
+    if not path.exists():
+        write_json(path, described)
+        return
+    found = read_json(path)
+    differing = sorted(
+        key
+        for key in flatten(described).keys() | flatten(found).keys()
+        if flatten(described).get(key) != flatten(found).get(key)
+    )
+    if differing:
+        key = differing[0]
+        raise MarvelError(
+            f"{workdir} holds a run with other settings ({', '.join(differing[:5])}): {key} was "
+            f"{flatten(found).get(key)!r} and is now {flatten(described).get(key)!r}. Resume with "
+            "the old settings, or choose another --workdir."
+        )
+
+
+def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
+    """What decides the result of a run: its config and the content of its data."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    # The mesh and the pace of saving may change between resumes; a moved folder is the same data.
+    for key in ("mesh", "sharding", "checkpoint_every"):
+        plain.pop(key)
+    plain["data"].pop("path")
+    plain["data"].pop("prefetch")
+    return {"config": plain, "data": inputs.source.fingerprint, "hash": hash_json(plain)}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _fill(batch: Any) -> dict[str, float]:
+    patches = batch.rows.patch_segments
+    return {
+        "token_fill": round(float((batch.rows.segments > 0).mean()), 4),
+        "patch_fill": round(float((patches > 0).mean()), 4) if patches.size else 1.0,
+    }
+
+
+class _Stop:
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def _stop_on_ctrl_c() -> Iterator[_Stop]:
+    """The first Ctrl-C asks the loop to stop; a second one interrupts at once."""
+    stop = _Stop()
+
+    def ask(signum: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread: whoever owns it decides
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)

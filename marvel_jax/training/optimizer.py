@@ -1,0 +1,64 @@
+"""AdamW, its schedule, and which parameters decay."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from marvel_jax.training.config import OptimizerConfig
+
+
+def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
+    """Linear warm-up over `warmup_fraction` of the steps, then a cosine to zero."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=max(1, round(config.warmup_fraction * steps)),
+        decay_steps=max(2, steps),
+    )
+
+
+def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW; the temperature has its own rate and no decay."""
+    schedule = learning_rate_schedule(config, steps=steps)
+    scale = 1.0
+    if config.temperature_learning_rate is not None:
+        scale = config.temperature_learning_rate / config.learning_rate
+    if not config.learn_temperature:
+        scale = 0.0
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.scale_by_learning_rate(schedule),
+        optax.masked(optax.scale(scale), _is_temperature),
+    )
+
+
+def decays(params: Any) -> Any:
+    """A tree of bools: matrices decay; biases, gains and the temperature do not."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _name(path[-1]) in ("kernel", "token_embedding"), params
+    )
+
+
+def initial_log_temperature(config: OptimizerConfig) -> jax.Array:
+    """The learned scalar at the start, float32."""
+    return jnp.log(jnp.float32(config.temperature))
+
+
+def temperature(log_temperature: jax.Array, config: OptimizerConfig) -> jax.Array:
+    """The temperature that divides the cosines, within its stated bounds."""
+    low, high = jnp.log(config.temperature_min), jnp.log(config.temperature_max)
+    return jnp.exp(jnp.clip(log_temperature, low, high))
+
+
+def _is_temperature(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _name(path[-1]) == "log_temperature", params
+    )
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", key))

@@ -1,0 +1,137 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from vector_stores import exact_reference, random_unit, unit, write_store
+
+from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval.protocols import RetrievalSet, evaluate
+from marvel_jax.retrieval.scann_index import ScannIndex
+
+POOLS = {"images": 40, "texts": 60}
+IDS = [f"{pool}:{row}" for pool, size in POOLS.items() for row in range(size)]
+CORPUS = random_unit(len(IDS), 12)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("protocols") / "store", CORPUS, IDS, shard_rows=37)
+
+
+def a_set(name, pool, *, k=5, queries=30, seed=0, noise=0.5):
+    """Queries near one candidate of the pool each; every third has a second right answer."""
+    rng = np.random.default_rng(seed)
+    ids = [name for name in IDS if name.startswith(pool)]
+    targets = rng.integers(len(ids), size=queries)
+    vectors = unit(
+        CORPUS[[IDS.index(ids[t]) for t in targets]] + noise * rng.normal(size=(queries, 12))
+    )
+    relevant = [
+        [ids[t], ids[(t + 1) % len(ids)]] if number % 3 == 0 else [ids[t]]
+        for number, t in enumerate(targets)
+    ]
+    modality = "image" if pool == "images" else "text"
+    names = [f"{name}:{number}" for number in range(queries)]
+    return RetrievalSet(name, "t->i", k, modality, names, relevant, ids), vectors
+
+
+SETS = [a_set("one", "images"), a_set("two", "texts", k=10, seed=1, noise=0.8)]
+VECTORS = {test_set.name: vectors for test_set, vectors in SETS}
+
+
+def run(store, sets=None, vectors=None, **options):
+    return evaluate(
+        [test_set for test_set, _ in SETS] if sets is None else sets,
+        VECTORS if vectors is None else vectors,
+        store,
+        instruction_choice="the first of four",
+        **options,
+    )
+
+
+def test_scores_equal_a_plain_recount_in_both_pools(store):
+    evaluation = run(store, modality_of=lambda key: "image" if key.startswith("images") else "text")
+    means = {"local": [], "global": []}
+    for (test_set, vectors), scores in zip(SETS, evaluation.sets, strict=True):
+        for pool, found in (("local", scores.local_pool), ("global", scores.global_pool)):
+            ids = list(test_set.pool) if pool == "local" else IDS
+            rows = [IDS.index(key) for key in ids]
+            _, order = exact_reference(vectors, CORPUS[rows], ids, 10)
+            retrieved = [[ids[row] for row in line] for line in order]
+            assert found.size == len(ids)
+            for cut in (1, 5, 10):
+                hits = [
+                    any(key in answers for key in line[:cut])
+                    for line, answers in zip(retrieved, test_set.relevant, strict=True)
+                ]
+                assert found.hit[cut].mean == pytest.approx(np.mean(hits))
+                assert found.hit[cut].low <= found.hit[cut].mean <= found.hit[cut].high
+                if cut == test_set.k:
+                    means[pool].append(np.mean(hits))
+        other = "texts" if test_set.candidate_modality == "image" else "images"
+        wrong = [key.startswith(other) for line in retrieved for key in line[: test_set.k]]
+        assert scores.global_pool.wrong_modality == pytest.approx(np.mean(wrong))
+        assert scores.local_pool.wrong_modality is None
+    assert evaluation.mean_local.mean == pytest.approx(np.mean(means["local"]))
+    assert evaluation.mean_global.mean == pytest.approx(np.mean(means["global"]))
+    assert evaluation.mean_local.low < evaluation.mean_local.mean < evaluation.mean_local.high
+
+
+def test_the_global_pool_is_never_easier(store):
+    for scores in run(store).sets:
+        for cut, local in scores.local_pool.hit.items():
+            assert scores.global_pool.hit[cut].mean <= local.mean
+            assert scores.global_pool.chance[cut] < scores.local_pool.chance[cut]
+
+
+def test_random_vectors_score_as_chance(store):
+    test_set, _ = a_set("one", "images", queries=3000)
+    scores = run(store, [test_set], {"one": random_unit(3000, 12, seed=9)}).sets[0].local_pool
+    assert scores.hit[5].mean == pytest.approx(scores.chance[5], abs=0.04)
+
+
+def test_the_result_is_a_function_of_the_seed_and_serialises(store):
+    first, again = run(store, seed=1).to_dict(), run(store, seed=1).to_dict()
+    assert json.loads(json.dumps(first)) == json.loads(json.dumps(again)) == first
+    assert first != run(store, seed=2).to_dict()
+    assert first["instruction_choice"] == "the first of four"
+    assert first["sets"][0]["local_pool"]["hit"]["5"].keys() == {"mean", "low", "high"}
+
+
+def test_a_repeated_answer_or_pool_id_changes_nothing(store):
+    test_set, _ = SETS[0]
+    doubled = dataclasses.replace(
+        test_set,
+        relevant=[[*ids, *ids] for ids in test_set.relevant],
+        pool=[*test_set.pool, *test_set.pool],
+    )
+    assert run(store, [doubled]).to_dict() == run(store, [test_set]).to_dict()
+
+
+def test_scann_is_measured_against_exact(store, tmp_path):
+    pytest.importorskip("scann", reason="ScaNN has wheels for Linux only")
+    index = ScannIndex.build(store, path=tmp_path / "index")
+    approximate = run(store, index=index).approximate
+    assert approximate.recall == 1
+    assert approximate.recall_by_set == {"one": 1, "two": 1}
+    assert approximate.description == "brute force"
+    assert approximate.speed.single > 0 and approximate.exact_speed.batched > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"relevant": [[]] + [["images:1"]] * 29}, "query 'one:0' has no relevant"),
+        ({"relevant": [["texts:1"]] + [["images:1"]] * 29}, "'texts:1' is a right answer.*not in"),
+        ({"relevant": [["nobody"]] + [["images:1"]] * 29}, "no vector for 'nobody'"),
+        ({"relevant": [["images:1"]] * 29}, "answers for 29"),
+        ({"pool": IDS[:7], "relevant": [["images:1"]] * 30}, "one: .*k=10 is larger than.* 7"),
+        ({"pool": [*IDS, "nobody"]}, "no vector for 'nobody'"),
+        ({"name": "other"}, "other: expected 30 query vectors, found none"),
+        ({"query_ids": ["q"]}, "expected 1 query vectors, found 30"),
+    ],
+)
+def test_a_set_that_cannot_be_scored_is_refused(store, changes, message):
+    with pytest.raises(MarvelError, match=message):
+        run(store, [dataclasses.replace(SETS[0][0], **changes)])

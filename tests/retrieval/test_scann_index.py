@@ -1,0 +1,169 @@
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+from vector_stores import random_unit, unit, write_store
+
+from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval.exact import TopK, top_k
+from marvel_jax.retrieval.scann_index import (
+    ScannConfig,
+    ScannIndex,
+    measure,
+    recall_against_exact,
+)
+
+scann = pytest.importorskip("scann", reason="ScaNN has wheels for Linux only")
+
+
+def clustered(rows, *, seed):
+    """Unit vectors around a hundred centres, as embeddings are; the same centres for any seed."""
+    rng = np.random.default_rng(seed)
+    centres = random_unit(100, 24)
+    return unit(centres[rng.integers(100, size=rows)] + 0.15 * rng.normal(size=(rows, 24)))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scann") / "store"
+    return write_store(path, clustered(6000, seed=1), shard_rows=2500)
+
+
+@pytest.fixture(scope="module")
+def index_path(store, tmp_path_factory):
+    path = tmp_path_factory.mktemp("scann") / "index"
+    ScannIndex.build(store, path=path)
+    return path
+
+
+QUERIES = clustered(200, seed=2)
+
+
+def test_a_loaded_index_finds_what_exact_search_finds(store, index_path):
+    index = ScannIndex.open(index_path, store)
+    assert index.config.kind == "tree"
+    exact, found = top_k(QUERIES, store, 10), index.search(QUERIES, 10)
+    assert recall_against_exact(found, exact).mean() >= 0.95
+    # Scores are the exact cosines, so that rankings and fusions of both agree.
+    same = found.indices == exact.indices
+    np.testing.assert_array_equal(found.scores[same], exact.scores[same])
+
+
+def test_a_built_a_loaded_and_a_moved_index_answer_alike(store, tmp_path):
+    built = ScannIndex.build(store, path=tmp_path / "index").search(QUERIES, 5)
+    (tmp_path / "index").rename(tmp_path / "moved")
+    moved = ScannIndex.open(tmp_path / "moved", store).search(QUERIES, 5)
+    np.testing.assert_array_equal(built.indices, moved.indices)
+
+
+def test_one_query_is_answered_as_in_a_batch(store, index_path):
+    index = ScannIndex.open(index_path, store)
+    together = index.search(QUERIES[:4], 5)
+    for query in range(4):
+        alone = index.search(QUERIES[query : query + 1], 5)
+        np.testing.assert_array_equal(alone.indices[0], together.indices[query])
+
+
+def test_more_leaves_and_reordering_find_more(store, index_path):
+    index = ScannIndex.open(index_path, store)
+    exact = top_k(QUERIES, store, 10)
+    little = index.search(QUERIES, 10, search_leaves=1, reorder=10)
+    much = index.search(QUERIES, 10, search_leaves=index.config.leaves, reorder=2000)
+    assert recall_against_exact(little, exact).mean() < recall_against_exact(much, exact).mean()
+    assert recall_against_exact(much, exact).mean() == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_where_the_leaves_hold_fewer_the_places_are_empty(store, index_path, batch):
+    found = ScannIndex.open(index_path, store).search(QUERIES[:batch], 2000, search_leaves=1)
+    empty = found.indices == -1
+    assert empty.any()
+    assert np.isneginf(found.scores[empty]).all()
+    assert np.isfinite(found.scores[~empty]).all()
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in found.indices)
+
+
+def test_a_small_corpus_is_searched_exactly_with_ties_by_id(tmp_path):
+    vectors = random_unit(50, 7)
+    vectors[10] = vectors[3]
+    store = write_store(tmp_path / "store", vectors, [f"c:{50 - row:02d}" for row in range(50)])
+    ScannIndex.build(store, path=tmp_path / "index")
+    index = ScannIndex.open(tmp_path / "index", store)
+    assert index.config == ScannConfig(kind="brute_force")
+    found, exact = index.search(vectors[:5], 10), top_k(vectors[:5], store, 10)
+    np.testing.assert_array_equal(found.indices, exact.indices)
+    np.testing.assert_array_equal(found.scores, exact.scores)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_hash": "m1"}, "model_hash='m0'.*model_hash='m1'"),
+        ({"rows": 5999}, "count=6000.*count=5999"),
+        ({"dimension": 20}, "dimension=24.*dimension=20"),
+        ({"seed": 3}, "content_hash="),
+    ],
+)
+def test_an_index_of_another_store_is_refused_with_both_values(
+    index_path, tmp_path, changes, message
+):
+    vectors = clustered(6000, seed=changes.pop("seed", 1))
+    vectors = unit(vectors[: changes.pop("rows", 6000), : changes.pop("dimension", 24)])
+    other = write_store(tmp_path / "store", vectors, **changes)
+    with pytest.raises(MarvelError, match=message):
+        ScannIndex.open(index_path, other)
+
+
+def test_a_damaged_index_is_refused(store, tmp_path):
+    ScannIndex.build(store, path=tmp_path / "index")
+    with (tmp_path / "index" / "ah_codebook.pb").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(MarvelError, match=r"ah_codebook.pb is missing or damaged"):
+        ScannIndex.open(tmp_path / "index", store)
+    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    del manifest["files"]["ah_codebook.pb"]
+    (tmp_path / "index" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MarvelError, match=r"unknown files.*ah_codebook.pb"):
+        ScannIndex.open(tmp_path / "index", store)
+
+
+def test_mistakes_are_told(store, index_path, tmp_path):
+    index = ScannIndex.open(index_path, store)
+    with pytest.raises(MarvelError, match="k=6001: the pool has 6000"):
+        index.search(QUERIES, 6001)
+    with pytest.raises(MarvelError, match=r"\(200, 20\).*dimension 24"):
+        index.search(QUERIES[:, :20], 5)
+    with pytest.raises(MarvelError, match="no such folder"):
+        ScannIndex.open(tmp_path / "none", store)
+    with pytest.raises(MarvelError, match="exists already"):
+        ScannIndex.build(store, path=index_path)
+    with pytest.raises(MarvelError, match="leaves=0"):
+        ScannConfig(leaves=0)
+    with pytest.raises(MarvelError, match="leaves=7000 for 6000"):
+        dataclasses.replace(ScannConfig(), leaves=7000).resolve(6000)
+
+
+def test_without_scann_the_error_says_to_search_exactly(store, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scann", None)
+    with pytest.raises(MarvelError, match="use exact search"):
+        ScannIndex.build(store, path=tmp_path / "index")
+
+
+@pytest.mark.parametrize("count", [3000, 5000, 22_000, 200_000, 5_609_079])
+def test_the_rule_gives_a_config_that_can_be_built(count):
+    config = ScannConfig().resolve(count)
+    assert config.kind == "tree"
+    assert 1 <= config.search_leaves <= config.leaves <= count
+    assert config.leaves * config.leaves == pytest.approx(count, rel=0.02)
+
+
+def test_recall_counts_shared_rows_and_measure_times_both_ways():
+    exact = TopK(np.zeros((2, 2), np.float32), np.array([[1, 2], [3, 4]], np.int32))
+    found = TopK(np.zeros((2, 2), np.float32), np.array([[2, 9], [4, 3]], np.int32))
+    assert recall_against_exact(found, exact).tolist() == [0.5, 1.0]
+    sizes = []
+    speed = measure(lambda part: sizes.append(len(part)) or found, QUERIES, singles=4)
+    assert sizes == [1, *[1] * 4, 200, *[200] * 3]
+    assert speed.single >= 0 and speed.batched >= 0
