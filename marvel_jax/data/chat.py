@@ -18,6 +18,7 @@ MARKERS = ("<emb>", "<instruction_start>", "<instruction_end>")
 """Tokens that the released U-MARVEL adds behind the tokenizer's own, in this order."""
 
 _SYSTEM = "You are a helpful assistant."
+_SHORT = 128  # characters up to which an encoded text is remembered
 
 
 class ChatTokenizer:
@@ -44,7 +45,8 @@ class ChatTokenizer:
             self._added.setdefault(marker, max(ids, default=-1) + 1)
             ids.add(self._added[marker])
         self.fingerprint = files.hash_json(definition)
-        self.fixed = functools.lru_cache(maxsize=4096)(self.encode)
+        # Short texts come again and again: the template's, instructions, names in several tasks.
+        self._remembered = functools.lru_cache(maxsize=1 << 16)(self._encode)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "ChatTokenizer":
@@ -64,6 +66,9 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text; nothing in it can become a special token."""
+        return self._remembered(text) if len(text) <= _SHORT else self._encode(text)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._text.encode(text, add_special_tokens=False).ids)
 
     def special(self, token: str) -> int:
@@ -163,7 +168,7 @@ class _Chat:
     def text(self, text: str) -> None:
         if not text:
             return
-        written = len(self._tokenizer.fixed(self._waiting))
+        written = len(self._tokenizer.encode(self._waiting))
         if self._budget <= 0:
             return
         ids = self._tokenizer.encode(self._waiting + text)[: written + self._budget]
@@ -174,14 +179,14 @@ class _Chat:
     def instruction(self, text: str) -> None:
         self._flush()
         start = len(self._tokens)
-        self._tokens.extend(self._tokenizer.fixed(text))
+        self._tokens.extend(self._tokenizer.encode(text))
         self._unpooled.append((start, len(self._tokens)))
 
     def marked_instruction(self, text: str) -> None:
         self._flush()
         start = len(self._tokens)
         self._tokens.append(self._tokenizer.special("<instruction_start>"))
-        self._tokens.extend(self._tokenizer.fixed(text))
+        self._tokens.extend(self._tokenizer.encode(text))
         self._tokens.append(self._tokenizer.special("<instruction_end>"))
         self._unpooled.append((start, len(self._tokens)))
 
@@ -202,7 +207,7 @@ class _Chat:
 
     def _flush(self) -> None:
         if self._waiting:
-            self._tokens.extend(self._tokenizer.fixed(self._waiting))
+            self._tokens.extend(self._tokenizer.encode(self._waiting))
             self._waiting = ""
 
 

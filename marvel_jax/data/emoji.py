@@ -22,6 +22,7 @@ from marvel_jax.data.emoji_split import hold_out
 from marvel_jax.data.emoji_tasks import (
     DATASET,
     DATASET_NAME,
+    DEFAULT_SIZES,
     INSTRUCTIONS,
     CandidateRow,
     Corpus,
@@ -40,6 +41,7 @@ _FORMAT_VERSION = 1
 _FILE_NAME = DATASET_NAME.lower()
 # Test queries count from here, so that the number of training queries does not move their ids.
 _FIRST_TEST_QUERY = 400_000
+_FREQUENT = 300
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def build(
     *,
     seed: int = 0,
     limit: int | None = None,
-    sizes: Sizes = Sizes(),
+    sizes: Sizes = DEFAULT_SIZES,
     vocabulary: int = tokenizer.VOCABULARY,
     progress: Progress | None = None,
 ) -> Built:
@@ -130,7 +132,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     return manifest
 
 
-def make_corpus(*, seed: int = 0, limit: int | None = None, sizes: Sizes = Sizes()) -> Corpus:
+def make_corpus(*, seed: int = 0, limit: int | None = None, sizes: Sizes = DEFAULT_SIZES) -> Corpus:
     """The corpus in memory: drawn and split, nothing written.
 
     Raises:
@@ -164,11 +166,13 @@ def _some(emoji: Sequence[Emoji], limit: int) -> tuple[Emoji, ...]:
 
 def _training_texts(corpus: Corpus) -> Iterator[str]:
     """What the tokenizer learns from: texts as templates show them, held-out names excepted."""
-    yield from tokenizer.TEMPLATE_TEXTS
-    for prompts in INSTRUCTIONS.values():
-        yield from prompts
-    for text in (*LANGUAGES.values(), *corpus.lexicon.tone_phrases.values()):
-        yield format_text(text)
+    # These stand in thousands of queries each, so their words deserve to be whole tokens.
+    for _ in range(_FREQUENT):
+        yield from tokenizer.TEMPLATE_TEXTS
+        for prompts in INSTRUCTIONS.values():
+            yield from prompts
+        for text in (*LANGUAGES.values(), *corpus.lexicon.tone_phrases.values()):
+            yield format_text(text)
     for number in corpus.trained_carriers:
         yield format_text(corpus.texts[number].text)
 

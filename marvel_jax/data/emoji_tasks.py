@@ -87,8 +87,11 @@ class Sizes:
     test_tone_card: int = 400
 
 
+DEFAULT_SIZES = Sizes()
+
+
 class QueryRow(NamedTuple):
-    """A query without its id. `kind` says of a test query what was held out: cell, tone, drawing."""
+    """A query without its id; `kind` says of a test query what was held out."""
 
     task: int
     text: str | None
@@ -115,7 +118,7 @@ class Corpus:
     gallery: Gallery
     split: Split
     seed: int
-    sizes: Sizes = Sizes()
+    sizes: Sizes = DEFAULT_SIZES
 
     @cached_property
     def by_number(self) -> dict[int, Emoji]:

@@ -1,10 +1,12 @@
 """Images on the host: decode, smart resize, patchify. Pixels stay uint8; the device normalises."""
 
+import contextlib
 import functools
 import io
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -147,10 +149,12 @@ def smart_resize(height: int, width: int, geometry: ImageGeometry) -> tuple[int,
     return rounded
 
 
-def grid(height: int, width: int, geometry: ImageGeometry) -> tuple[int, int]:
-    """Patches down and across after the smart resize."""
-    resized = smart_resize(height, width, geometry)
-    return resized[0] // geometry.patch_size, resized[1] // geometry.patch_size
+def grid(image: Image, geometry: ImageGeometry, *, item_id: str | None = None) -> tuple[int, int]:
+    """Patches down and across that `patchify` will give, from the file's header only."""
+    height, width = image_size(image, item_id=item_id)
+    with _naming(image, item_id):
+        height, width = smart_resize(height, width, geometry)
+    return height // geometry.patch_size, width // geometry.patch_size
 
 
 def image_size(image: Image, *, item_id: str | None = None) -> tuple[int, int]:
@@ -234,7 +238,9 @@ class PatchCache:
                 if key in self._entries:
                     self._entries.move_to_end(key)
                     return self._entries[key]
-        cut = patchify(load_image(image, item_id=item_id), geometry)
+        picture = load_image(image, item_id=item_id)
+        with _naming(image, item_id):
+            cut = patchify(picture, geometry)
         cut[0].setflags(write=False)
         if key is not None:
             with self._lock:
@@ -295,5 +301,16 @@ def _checked_array(image: Image, item_id: str | None) -> np.ndarray:
 
 
 def _unreadable(image: Image, item_id: str | None, reason: str) -> MarvelError:
-    owner = f"Item {item_id}: " if item_id else ""
-    return MarvelError(f"{owner}image {image.describe()} cannot be read: {reason}.")
+    return MarvelError(f"{_owner(image, item_id)} cannot be read: {reason}.")
+
+
+@contextlib.contextmanager
+def _naming(image: Image, item_id: str | None) -> Iterator[None]:
+    try:
+        yield
+    except MarvelError as error:
+        raise MarvelError(f"{_owner(image, item_id)}: {error}") from error
+
+
+def _owner(image: Image, item_id: str | None) -> str:
+    return f"Item {item_id}: image {image.describe()}" if item_id else f"Image {image.describe()}"

@@ -77,7 +77,7 @@ class Item:
         text: str | None = None,
         image: "Image | ImageSource | Sequence[Image | ImageSource] | None" = None,
         instruction: str | None = None,
-        id: str | None = None,  # noqa: A002 (the field's name)
+        id: str | None = None,
     ) -> "Item":
         """An item with its images first and then its text, the field's order.
 
@@ -182,6 +182,6 @@ class RetrievalSource(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def candidate_index(self, id: str) -> int:  # noqa: A002
+    def candidate_index(self, id: str) -> int:
         """The position of a candidate's id; MarvelError for an unknown one."""
         ...

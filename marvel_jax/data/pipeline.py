@@ -1,16 +1,19 @@
 """The grain pipeline that carries out the epoch plan: (plan, step) -> Batch, nothing stateful."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from marvel_jax.data.batch import Batch, Rows, build_rows
 from marvel_jax.data.epoch_plan import PackingStats, Plan, PlanConfig, StepPlan
-from marvel_jax.data.items import Item, RetrievalSource
+from marvel_jax.data.items import Candidate, Item, Query, RetrievalSource
 from marvel_jax.data.processor import Processor
 
 __all__ = ["PackingStats", "Plan", "PlanConfig", "StepPlan", "batches", "build_batch"]
+
+_Record = TypeVar("_Record", Query, Candidate)
 
 
 def batches(
@@ -49,8 +52,7 @@ def build_batch(
     slots: list[np.ndarray] = []
     for shard in shards:
         members, placement = step.shards[shard]
-        items = [_query_item(source, step, pair) for pair in members]
-        items += [_candidate_item(source, step, pair) for pair in members]
+        items = _query_items(source, step, members) + _candidate_items(source, step, members)
         encoded = [processor(item) for item in items]
         written, slot = build_rows(encoded, placement, step.row, num_rows=step.num_rows)
         rows.append(written)
@@ -71,13 +73,24 @@ def build_batch(
     )
 
 
-def _query_item(source: RetrievalSource, step: StepPlan, pair: int) -> Item:
-    query = source.queries[int(step.queries[pair])]
-    prompt = int(step.prompts[pair])
-    instruction = source.instructions[query.instruction_key][prompt] if prompt >= 0 else None
-    return dataclasses.replace(query.item, instruction=instruction, id=query.id)
+def _query_items(source: RetrievalSource, step: StepPlan, members: np.ndarray) -> list[Item]:
+    items = []
+    queries = _read(source.queries, step.queries[members])
+    for query, prompt in zip(queries, step.prompts[members].tolist(), strict=True):
+        instruction = source.instructions[query.instruction_key][prompt] if prompt >= 0 else None
+        items.append(dataclasses.replace(query.item, instruction=instruction, id=query.id))
+    return items
 
 
-def _candidate_item(source: RetrievalSource, step: StepPlan, pair: int) -> Item:
-    candidate = source.candidates[int(step.candidates[pair])]
-    return dataclasses.replace(candidate.item, instruction=None, id=candidate.id)
+def _candidate_items(source: RetrievalSource, step: StepPlan, members: np.ndarray) -> list[Item]:
+    return [
+        dataclasses.replace(candidate.item, instruction=None, id=candidate.id)
+        for candidate in _read(source.candidates, step.candidates[members])
+    ]
+
+
+def _read(records: Sequence[_Record], indices: np.ndarray) -> Sequence[_Record]:
+    """Records at any places; all at once where the sequence can (grain's `__getitems__`)."""
+    wanted = indices.tolist()
+    together = getattr(records, "__getitems__", None)
+    return together(wanted) if together else [records[index] for index in wanted]

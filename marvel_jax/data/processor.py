@@ -182,11 +182,7 @@ class Processor:
         """(tokens, patches) that `__call__` would give; of images only headers are read."""
         patches = []
         for image in item.images:
-            height, width = images.image_size(image, item_id=item.id)
-            try:
-                rows, columns = images.grid(height, width, self.geometry)
-            except MarvelError as error:
-                raise MarvelError(f"Item {item.id}: image {image.describe()}: {error}") from error
+            rows, columns = images.grid(image, self.geometry, item_id=item.id)
             patches.append(rows * columns)
         text = self._render(item, [count // self.geometry.merge_area for count in patches])
         return len(text.tokens), sum(patches)

@@ -1,31 +1,38 @@
 """The TFDS emoji data set as a source of queries and candidates, by random access."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from marvel_jax.data.items import TASKS, Candidate, Image, Item, Query
 from marvel_jax.data.tfds_builders import FOLDER, NAME, NO_PICTURE, VERSION
 from marvel_jax.errors import MarvelError
 
-_CHUNK = 2048
+_BLOCK = 128
 
 _Record = TypeVar("_Record", Query, Candidate)
 
 
 class TfdsRows(Sequence[_Record], Generic[_Record]):
-    """Rows of a TFDS data source, made into queries or candidates when they are asked for."""
+    """Rows of a TFDS data source, made into queries or candidates when they are asked for.
 
-    def __init__(self, rows: Any, make: Callable[[Mapping[str, Any]], _Record]) -> None:
+    Rows are read in blocks and their bytes are kept (30 MB for the whole corpus): ArrayRecord
+    takes 0.3 ms for one row and 0.8 ms for 128 neighbours.
+    """
+
+    def __init__(self, rows: Any, make: Callable[[bytes], _Record]) -> None:
         self._rows = rows
         self._make = make
+        self._length = len(rows)
+        self._blocks: dict[int, list[bytes]] = {}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._length
 
     @overload
     def __getitem__(self, index: int) -> _Record: ...
@@ -33,17 +40,16 @@ class TfdsRows(Sequence[_Record], Generic[_Record]):
     def __getitem__(self, index: slice) -> list[_Record]: ...
     def __getitem__(self, index: int | slice) -> _Record | list[_Record]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        return self._make(self._rows[index % len(self)])
-
-    def __iter__(self) -> Iterator[_Record]:
-        """In chunks, twice as fast as row by row."""
-        for start in range(0, len(self), _CHUNK):
-            stop = min(start + _CHUNK, len(self))
-            for row in self._rows.__getitems__(list(range(start, stop))):
-                yield self._make(row)
+            return [self[i] for i in range(*index.indices(self._length))]
+        if not -self._length <= index < self._length:
+            raise IndexError(f"record {index} of {self._length}")
+        block, offset = divmod(index % self._length, _BLOCK)
+        rows = self._blocks.get(block)
+        if rows is None:
+            stop = min((block + 1) * _BLOCK, self._length)
+            rows = self._rows.__getitems__(list(range(block * _BLOCK, stop)))
+            self._blocks[block] = rows
+        return self._make(rows[offset])
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,7 @@ class TfdsSource:
           MarvelError: the folder holds no such data set, or not this split.
         """
         root = Path(corpus) / FOLDER
-        pictures = _Pictures(
-            _data_source(root, "pictures", "pictures", {"image": tfds.decode.SkipDecoding()})
-        )
+        pictures = _Pictures(_data_source(root, "pictures", "pictures"))
         metadata = _builder(root, "queries").info.metadata
         return cls(
             queries=TfdsRows(_data_source(root, "queries", split), _QueryMaker(pictures)),
@@ -99,30 +103,40 @@ class TfdsSource:
             ) from None
 
 
-@dataclass(frozen=True)
 class _Pictures:
-    rows: Any
+    """The encoded pictures, kept once read (50 MB in all): many rows show the same one."""
 
-    def item(self, row: Mapping[str, Any]) -> Item:
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self._kept: dict[int, Image] = {}
+
+    def item(self, id: str, fields: Any) -> Item:
         """The item of a candidate's or query's row; its picture as the file's bytes."""
-        image = None
-        if row["picture"] != NO_PICTURE:
-            picture = self.rows[int(row["picture"])]
-            image = Image(picture["image"], name=picture["path"].decode())
-        return Item.of(text=row["text"].decode() or None, image=image, id=row["id"].decode())
+        number = _integer(fields, "picture")
+        image = None if number == NO_PICTURE else self._picture(number)
+        return Item.of(text=_text(fields, "text") or None, image=image, id=id)
+
+    def _picture(self, number: int) -> Image:
+        image = self._kept.get(number)
+        if image is None:
+            fields = _fields(self._rows[number])
+            content = bytes(fields["image"].bytes_list.value[0])
+            image = self._kept[number] = Image(content, name=_text(fields, "path"))
+        return image
 
 
 @dataclass(frozen=True)
 class _QueryMaker:
     pictures: _Pictures
 
-    def __call__(self, row: Mapping[str, Any]) -> Query:
-        id = row["id"].decode()
+    def __call__(self, row: bytes) -> Query:
+        fields = _fields(row)
+        id = _text(fields, "id")
         return Query(
             id=id,
-            item=self.pictures.item(row),
-            task=TASKS[int(row["task"])],
-            positives=tuple(row["positives"].decode().split()),
+            item=self.pictures.item(id, fields),
+            task=TASKS[_integer(fields, "task")],
+            positives=tuple(_text(fields, "positives").split()),
             dataset=int(id.partition(":")[0]),
         )
 
@@ -131,9 +145,24 @@ class _QueryMaker:
 class _CandidateMaker:
     pictures: _Pictures
 
-    def __call__(self, row: Mapping[str, Any]) -> Candidate:
-        item = self.pictures.item(row)
-        return Candidate(id=item.id or "", item=item, modality=item.modality)
+    def __call__(self, row: bytes) -> Candidate:
+        fields = _fields(row)
+        id = _text(fields, "id")
+        item = self.pictures.item(id, fields)
+        return Candidate(id=id, item=item, modality=item.modality)
+
+
+def _fields(row: bytes) -> Any:
+    """A row's fields. TFDS's own decoding takes 50 microseconds a row, this takes 5."""
+    return tf_example_pb2.Example.FromString(row).features.feature
+
+
+def _text(fields: Any, name: str) -> str:
+    return str(fields[name].bytes_list.value[0], "utf-8")
+
+
+def _integer(fields: Any, name: str) -> int:
+    return int(fields[name].int64_list.value[0])
 
 
 def _builder(root: Path, config: str) -> Any:
@@ -145,11 +174,11 @@ def _builder(root: Path, config: str) -> Any:
     return tfds.builder_from_directory(str(folder))
 
 
-def _data_source(
-    root: Path, config: str, split: str, decoders: Mapping[str, Any] | None = None
-) -> Any:
+def _data_source(root: Path, config: str, split: str) -> Any:
     builder = _builder(root, config)
     if split not in builder.info.splits:
         found = ", ".join(builder.info.splits)
         raise MarvelError(f"{root}: {config} has the splits {found}, but not {split!r}.")
-    return builder.as_data_source(split=split, decoders=decoders)
+    return builder.as_data_source(
+        split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )

@@ -30,10 +30,16 @@ def relevance(indices: np.ndarray, relevant: Sequence[np.ndarray]) -> np.ndarray
     """
     if len(indices) != len(relevant):
         raise MarvelError(f"{len(indices)} rankings, but answers for {len(relevant)} queries.")
-    for query, rows in enumerate(relevant):
-        if len(rows) == 0:
-            raise MarvelError(f"Query {query} has no relevant candidate: it cannot be scored.")
-    return np.stack([np.isin(row, rows) for row, rows in zip(indices, relevant, strict=True)])
+    counts = np.array([len(rows) for rows in relevant])
+    if not counts.all():
+        query = int(np.argmin(counts))
+        raise MarvelError(f"Query {query} has no relevant candidate: it cannot be scored.")
+    answers = np.concatenate(relevant)
+    # One number for each (query, row), so that one look-up serves all queries. The row after the
+    # last is nobody's, and that is where -1 of the next query falls.
+    width = int(max(answers.max(), indices.max())) + 2
+    keys = np.repeat(np.arange(len(relevant)), counts) * width + answers
+    return np.isin(np.arange(len(relevant))[:, None] * width + indices, keys)
 
 
 def hit_at_k(indices: np.ndarray, relevant: Sequence[np.ndarray], k: int) -> np.ndarray:
@@ -44,7 +50,7 @@ def hit_at_k(indices: np.ndarray, relevant: Sequence[np.ndarray], k: int) -> np.
 def recall_at_k(indices: np.ndarray, relevant: Sequence[np.ndarray], k: int) -> np.ndarray:
     """The share of a query's right answers that is among the first k."""
     found: np.ndarray = relevance(_first(indices, k), relevant).sum(axis=1)
-    return found / np.array([len(np.unique(rows)) for rows in relevant])
+    return found / _distinct(relevant)
 
 
 def reciprocal_rank(indices: np.ndarray, relevant: Sequence[np.ndarray], k: int) -> np.ndarray:
@@ -58,7 +64,7 @@ def ndcg_at_k(indices: np.ndarray, relevant: Sequence[np.ndarray], k: int) -> np
     discounts = 1.0 / np.log2(np.arange(k) + 2)
     gained = relevance(_first(indices, k), relevant) @ discounts
     best = np.cumsum(discounts)
-    return gained / np.array([best[min(len(np.unique(rows)), k) - 1] for rows in relevant])
+    return gained / best[np.minimum(_distinct(relevant), k) - 1]
 
 
 def bootstrap_means(values: np.ndarray, *, seed: int, draws: int = 2000) -> np.ndarray:
@@ -102,6 +108,10 @@ def chance_hit_at_k(pool: int, relevant_counts: Sequence[int] | np.ndarray, k: i
     draws = np.arange(k)
     missed = np.maximum(pool - counts[:, None] - draws, 0) / (pool - draws)
     return 1.0 - missed.prod(axis=1)
+
+
+def _distinct(relevant: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([len(set(rows.tolist())) for rows in relevant])
 
 
 def _first(indices: np.ndarray, k: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import PIL.Image
 
 from marvel_jax.data.images import load_image
 from marvel_jax.data.items import Image, Item
+from marvel_jax.retrieval.metrics import Interval
 from marvel_jax.retrieval.protocols import PoolScores, SetScores
 from marvel_jax.retrieval.report import Curve, Example, Report
 
@@ -61,7 +62,9 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, duration=_duration, count=_count, milli=_milli)
+    environment.filters.update(
+        percent=_percent, span=_span, duration=_duration, count=_count, milli=_milli
+    )
     environment.filters.update(picture=_picture, pictures=_pictures, texts=_texts, alt=_alt)
     rows = [_row(report, scores) for scores in report.evaluation.sets]
     return environment.get_template("report.html.jinja").render(
@@ -94,7 +97,7 @@ def _row(report: Report, scores: SetScores) -> dict[str, Any]:
     }
 
 
-def _heroes(report: Report) -> list[tuple[str, Example]]:
+def _heroes(report: Report) -> list[Example]:
     """Up to two examples for the top of the page: those that went well, and said to be so."""
     tasks = {scores.name: scores.task for scores in report.evaluation.sets}
     order = {"t->i": 0, "(i,t)->i": 1}
@@ -107,7 +110,7 @@ def _heroes(report: Report) -> list[tuple[str, Example]]:
         if well:
             found.setdefault(tasks[name], well[0])
     chosen = sorted(found, key=lambda task: order.get(task, 2 + len(task)))[:2]
-    return [(task, found[task]) for task in chosen]
+    return [found[task] for task in chosen]
 
 
 def chart(curve: Curve) -> Chart:
@@ -198,6 +201,11 @@ def _percent(value: float) -> str:
     if share == 0:
         return "0%"
     return f"{share:.1f}%" if share >= 1 else f"{share:.2g}%"
+
+
+def _span(interval: Interval) -> str:
+    low, high = _percent(interval.low), _percent(interval.high)
+    return f"{low.removesuffix('%')}\N{EN DASH}{high}"
 
 
 def _duration(seconds: float) -> str:

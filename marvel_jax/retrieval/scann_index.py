@@ -34,8 +34,8 @@ class ScannConfig:
 
     kind: "tree" (leaves and codes) or "brute_force" (exact); None: a tree from 3,000 vectors on.
     leaves: number of leaves; None: the square root of N.
-    search_leaves: leaves looked at for a query; None: a sixteenth of them, at least 80.
-    reorder: candidates scored again with their vectors; None: 256.
+    search_leaves: leaves looked at for a query; None: a sixteenth of them, at least 100.
+    reorder: candidates scored again with their vectors; None: 512.
     """
 
     kind: Literal["tree", "brute_force"] | None = None
@@ -61,8 +61,8 @@ class ScannConfig:
         leaves = self.leaves or max(1, round(math.sqrt(count)))
         if leaves > count:
             raise MarvelError(f"leaves={leaves} for {count} vectors: expected at most {count}.")
-        search = self.search_leaves or max(80, leaves // 16)
-        return ScannConfig(kind, leaves, min(search, leaves), self.reorder or 256)
+        search = self.search_leaves or max(100, leaves // 16)
+        return ScannConfig(kind, leaves, min(search, leaves), self.reorder or 512)
 
 
 class Speed(NamedTuple):
@@ -277,7 +277,7 @@ def _quiet() -> Iterator[None]:
 
 
 def describe(config: ScannConfig) -> str:
-    """One line for a report, e.g. "148 leaves, 80 searched, 256 scored again"."""
+    """One line for a report, e.g. "148 leaves, 100 searched, 512 scored again"."""
     if config.kind == "brute_force":
         return "brute force"
     return (

@@ -7,19 +7,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from marvel_jax.data.chat import ChatTokenizer
+from marvel_jax.data.emoji import TOKENIZER_FOLDER
 from marvel_jax.data.images import ImageGeometry
 from marvel_jax.data.items import RetrievalSource
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.data.processor import Processor
-from marvel_jax.data.tfds_builders import TfdsSource
+from marvel_jax.data.tfds_source import TfdsSource
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import hub
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.settings import EmbeddingSettings
 from marvel_jax.training.config import DataConfig, TrainConfig
-
-# A corpus that brings a tokenizer keeps it here; a run from scratch starts from it.
-TOKENIZER_FOLDER = "tokenizer"
 
 # Small pictures that a run meets again and again are decoded once.
 _PATCH_CACHE_BYTES = 256 << 20
@@ -67,7 +65,7 @@ def open_source(config: DataConfig) -> RetrievalSource:
             f"{config.path}`), or name another folder."
         )
     if config.reader == "tfds":
-        return TfdsSource(folder, split=config.split)
+        return TfdsSource.open(folder, config.split)
     return MbeirFolder(folder).source(config.split)
 
 

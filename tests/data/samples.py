@@ -105,7 +105,7 @@ class ListSource:
     def fingerprint(self) -> str:
         return files.hash_bytes(repr((self.queries, self.candidates, self.instructions)).encode())
 
-    def candidate_index(self, id: str) -> int:  # noqa: A002
+    def candidate_index(self, id: str) -> int:
         for number, candidate in enumerate(self.candidates):
             if candidate.id == id:
                 return number

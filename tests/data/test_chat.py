@@ -14,7 +14,7 @@ from tests.data import samples
 PICTURE = Image("never-read.png")
 MARKERS = ("<emb>", "<instruction_start>", "<instruction_end>")
 WORDS = st.lists(
-    st.sampled_from(list("abcZ .?!\"\r\n\t'é\u0301😀<|>") + ["<|im_end|>", "<emb>", "apple"]),
+    st.sampled_from([*"abcZ .?!\"\r\n\t'é\u0301😀<|>", "<|im_end|>", "<emb>", "apple"]),
     max_size=20,
 ).map("".join)
 TEXTS = WORDS.filter(lambda text: text.strip())

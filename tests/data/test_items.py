@@ -30,7 +30,7 @@ def test_an_item_of_nothing_is_refused_by_its_id() -> None:
 
 
 def test_a_bare_picture_among_the_parts_is_refused() -> None:
-    with pytest.raises(MarvelError, match="Item.of"):
+    with pytest.raises(MarvelError, match=r"Item\.of"):
         Item(parts=("text", samples.picture(8, 8)))  # type: ignore[arg-type]
 
 

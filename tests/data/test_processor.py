@@ -19,7 +19,9 @@ IMAGES = st.builds(
 )
 ITEMS = st.builds(
     lambda parts, instruction: Item(parts=tuple(parts), instruction=instruction),
-    st.lists(st.one_of(st.sampled_from(["a pear", "green", "x " * 30]), IMAGES), min_size=1, max_size=4),
+    st.lists(
+        st.one_of(st.sampled_from(["a pear", "green", "x " * 30]), IMAGES), min_size=1, max_size=4
+    ),
     st.sampled_from([None, "find the picture."]),
 )
 

@@ -1,4 +1,4 @@
-"""How far we are from transformers on the golden checkpoints, as we are and with one thing wrong."""
+"""How far we are from transformers on the golden checkpoints, right and with one thing wrong."""
 
 import contextlib
 import dataclasses
@@ -209,7 +209,7 @@ def mutations() -> Iterator[Mutation]:
 
 def dropped_vectors() -> Iterator[Mutation]:
     """Each single bias set to 0 and each single gain set to 1, layer by layer."""
-    deepest = golden("untied").config
+    deepest = Qwen2VLConfig.from_folder(GOLDEN / "untied")
     for row in names.table(deepest):
         *_, leaf = row.path.split("/")
         if leaf not in ("bias", "scale"):

@@ -26,9 +26,9 @@ def test_positions_of_the_samples_are_those_of_the_reference(name):
         np.testing.assert_array_equal(sample.positions("mrope"), golden.arrays[f"{item}/mrope"])
 
 
-@pytest.mark.parametrize("mutation", parity.mutations(), ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("mutation", list(parity.mutations()), ids=lambda mutation: mutation.name)
 def test_a_mistake_breaks_parity(mutation):
-    # The epsilons show in small_norms only, so it goes first; one checkpoint that notices is enough.
+    # The epsilons show in small_norms only, so it goes first; one that notices is enough.
     noticed = (
         mutation.error(name) >= 2 * parity.TOLERANCE for name in ("small_norms", "tied", "untied")
     )

@@ -75,6 +75,19 @@ def test_bootstrap_is_a_function_of_its_seed_and_covers_the_mean():
     assert metrics.bootstrap_interval(np.ones(9), seed=0) == (1.0, 1.0, 1.0)
 
 
+def test_a_repeated_answer_counts_once():
+    indices, relevant = np.array([[4, 2, 7]]), [np.array([2, 7, 2])]
+    assert metrics.recall_at_k(indices, relevant, 2).tolist() == [0.5]
+    assert metrics.ndcg_at_k(np.array([[2, 7, 4]]), relevant, 3).tolist() == [1.0]
+
+
+def test_an_empty_place_is_nobodys_answer():
+    # The place before a query's row 0 must not be the last row of the query before.
+    indices = np.array([[0, -1], [-1, -1]])
+    relevant = [np.array([9]), np.array([0])]
+    assert metrics.relevance(indices, relevant).tolist() == [[False, False], [False, False]]
+
+
 def test_impossible_questions_are_refused():
     indices = np.array([[0, 1]])
     with pytest.raises(MarvelError, match="Query 0 has no relevant"):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from vector_stores import exact_reference, random_unit, unit, write_store
 
+from marvel_jax.data.items import TASKS, Candidate, Item, Query
+from marvel_jax.data.mbeir import TestSet
 from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval.protocols import RetrievalSet, evaluate
 from marvel_jax.retrieval.scann_index import ScannIndex
@@ -107,6 +109,20 @@ def test_a_repeated_answer_or_pool_id_changes_nothing(store):
         pool=[*test_set.pool, *test_set.pool],
     )
     assert run(store, [doubled]).to_dict() == run(store, [test_set]).to_dict()
+
+
+def test_a_test_set_of_an_mbeir_folder_is_read_with_its_answers_and_pool():
+    task = TASKS[7]
+    item = Item.of(text="in red")
+    queries = [Query(f"10:{n}", item, task, ("10:5",), (), 10) for n in (2, 1, 3)]
+    pool = [Candidate(f"10:{n}", item, "image") for n in (7, 5, 6)]
+    qrels = {"10:1": frozenset({"10:6"}), "10:2": frozenset({"10:7", "10:5"})}
+    found = RetrievalSet.of(TestSet("emoji_task7", "emoji", task, queries, pool, qrels, 5))
+    assert (found.name, found.task, found.k) == ("emoji_task7", "(i,t)->i", 5)
+    assert found.candidate_modality == "image"
+    assert found.query_ids == ["10:2", "10:1", "10:3"]
+    assert found.relevant == [["10:5", "10:7"], ["10:6"], []]  # the empty one is refused later
+    assert found.pool == ["10:7", "10:5", "10:6"]
 
 
 def test_scann_is_measured_against_exact(store, tmp_path):
