@@ -3,14 +3,14 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.recipes.outcome import Outcome
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -21,15 +21,6 @@ ModelArg = Annotated[str, arg(help="A model: a Hugging Face folder or a Hub id."
 app = SubcommandApp()
 data = SubcommandApp()
 app.command(data, name="data")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command returns: facts for `--json`, lines for a person, the exit code."""
-
-    facts: dict[str, Any]
-    lines: Sequence[str]
-    code: int = 0
 
 
 @app.command
@@ -46,7 +37,7 @@ def quickstart(
     """
     from marvel_jax.recipes.quickstart import run_quickstart
 
-    return _outcome(run_quickstart(workdir, seed=seed, short=short))
+    return run_quickstart(workdir, seed=seed, short=short)
 
 
 @data.command(name="emoji")
@@ -59,7 +50,7 @@ def data_emoji(
     """Builds the emoji corpus: pictures, names in 14 languages, eight tasks, M-BEIR and TFDS."""
     from marvel_jax.recipes.commands import build_emoji
 
-    return _outcome(build_emoji(out, seed=seed))
+    return build_emoji(out, seed=seed)
 
 
 @app.command
@@ -76,7 +67,7 @@ def train(
     """Trains what a config describes, and writes the model as a Hugging Face folder."""
     from marvel_jax.recipes.commands import run_training
 
-    return _outcome(run_training(config, workdir, overrides=overrides))
+    return run_training(config, workdir, overrides=overrides)
 
 
 @app.command
@@ -90,7 +81,7 @@ def encode(
     """Embeds every candidate of a pool into a vector store; a killed run goes on."""
     from marvel_jax.recipes.commands import encode_pool
 
-    return _outcome(encode_pool(model, pool=pool, out=out))
+    return encode_pool(model, pool=pool, out=out)
 
 
 @app.command
@@ -103,7 +94,7 @@ def index(
     """Builds a ScaNN index over a vector store."""
     from marvel_jax.recipes.commands import build_index
 
-    return _outcome(build_index(store, out=out))
+    return build_index(store, out=out)
 
 
 @app.command
@@ -121,10 +112,9 @@ def search(
     """Searches a store by text, picture or both."""
     from marvel_jax.recipes.commands import search_store
 
-    found = search_store(
+    return search_store(
         model, store=store, index=index, text=text, image=image, instruction=instruction, k=k
     )
-    return _outcome(found)
 
 
 @app.command
@@ -140,7 +130,7 @@ def evaluate(
     """Scores a model with the M-BEIR protocol, on local pools and on the global one."""
     from marvel_jax.recipes.commands import evaluate_model
 
-    return _outcome(evaluate_model(model, data=data, workdir=workdir, seed=seed, scann=scann))
+    return evaluate_model(model, data=data, workdir=workdir, seed=seed, scann=scann)
 
 
 @app.command(name="import")
@@ -153,7 +143,7 @@ def import_model(
     """Reads a Qwen2-VL checkpoint, accounts for every weight, and writes it as a model folder."""
     from marvel_jax.recipes.commands import import_checkpoint
 
-    return _outcome(import_checkpoint(source, out=out))
+    return import_checkpoint(source, out=out)
 
 
 @app.command
@@ -166,11 +156,7 @@ def export(
     """Writes a run's newest checkpoint as a Hugging Face folder that transformers loads."""
     from marvel_jax.recipes.commands import export_run
 
-    return _outcome(export_run(run, out=out))
-
-
-def _outcome(result: Any) -> Outcome:
-    return Outcome(result.facts, result.lines, result.code)
+    return export_run(run, out=out)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -194,7 +180,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for line in outcome.lines:
         print(line)
     if as_json:
-        print(json.dumps(outcome.facts, ensure_ascii=False))
+        print(json.dumps(dict(outcome.facts), ensure_ascii=False))
     sys.exit(outcome.code)
 
 

@@ -52,6 +52,10 @@ class EmbeddingSettings:
                 f"max_text_tokens={self.max_text_tokens} must be positive, for example 480."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `marvel.json`."""
+        return dataclasses.asdict(self)
+
     @classmethod
     def read(cls, folder: Path, **given: Any) -> Self:
         """What a model folder's `marvel.json` says, `given` values (not None) before it.

@@ -177,7 +177,9 @@ def encode_png(picture: PIL.Image.Image) -> bytes:
 
 def _open(path: Path, size: int) -> PIL.ImageFont.FreeTypeFont:
     try:
-        return PIL.ImageFont.truetype(str(path), size, layout_engine=PIL.ImageFont.Layout.RAQM)
+        # From memory: given a path that it cannot read, Pillow takes another file of that name.
+        content = io.BytesIO(path.read_bytes())
+        return PIL.ImageFont.truetype(content, size, layout_engine=PIL.ImageFont.Layout.RAQM)
     except OSError as error:
         raise MarvelError(
             f"{path} cannot be opened as a font of {size} pixels ({error}). Noto Color Emoji must "

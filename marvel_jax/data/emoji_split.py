@@ -67,7 +67,7 @@ def _hold_out_tones(emoji: Sequence[Emoji], gallery: Gallery, *, seed: int) -> f
         if one.tones:
             toned[one.base].append(one.number)
     draws = generator(seed, 1)
-    held = set()
+    held: set[int] = set()
     for variants in toned.values():
         choice = variants[int(draws.integers(len(variants)))]
         if len(variants) > 1:

@@ -253,11 +253,11 @@ def _id_list(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
     values = record.get(field) or []
     if not isinstance(values, list):
         raise MarvelError(f"{where}: expected {field} as a list, found {values!r}.")
-    ids = tuple([value.get("did") if isinstance(value, dict) else value for value in values])
+    ids = [value.get("did") if isinstance(value, dict) else value for value in values]
     for id in ids:
         if not isinstance(id, str):
             raise MarvelError(f"{where}: expected candidate ids in {field}, found {id!r}.")
-    return ids
+    return tuple(ids)
 
 
 def _jsonl_files(folder: Path) -> list[Path]:

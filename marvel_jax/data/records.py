@@ -20,7 +20,7 @@ class Records(Sequence[_Record], Generic[_Record]):
         self, files: Sequence[JsonLines], make: Callable[[dict[str, Any], str], _Record]
     ) -> None:
         self.files = tuple(files)
-        self._make = make
+        self._make: Callable[[dict[str, Any], str], _Record] = make
         self._bounds = np.cumsum([0, *(len(file) for file in self.files)])
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ class TfdsRows(Sequence[_Record], Generic[_Record]):
 
     def __init__(self, rows: Any, make: Callable[[bytes], _Record]) -> None:
         self._rows = rows
-        self._make = make
+        self._make: Callable[[bytes], _Record] = make
         self._length = len(rows)
         self._blocks: dict[int, list[bytes]] = {}
 

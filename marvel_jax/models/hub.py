@@ -120,7 +120,7 @@ def save(
     attention: str = "bidirectional",
     temperature: float | None = None,
     tokenizer_from: Path | str | None = None,
-    preprocessor: Mapping[str, Any] | None = None,
+    documents: Mapping[str, Mapping[str, Any]] | None = None,
     max_shard_bytes: int = 4 * 2**30,
     replace: bool = False,
 ) -> None:
@@ -133,8 +133,8 @@ def save(
       attention: "bidirectional" is written as `text_config.is_causal = false`.
       temperature: kept among the weights as `sim.temp`, in float32.
       tokenizer_from: a folder whose tokenizer and processor files are copied.
-      preprocessor: what preprocessor_config.json shall hold, the pixels' mean and deviation
-        excepted, which are the config's; wins over a copied one.
+      documents: further JSON files by name, such as preprocessor_config.json (the pixels' mean and
+        deviation in it are the config's); they win over copied ones.
       max_shard_bytes: above this size the weights are cut into several files with an index.
       replace: whether a folder that exists gives way, once the new one is whole.
 
@@ -143,19 +143,46 @@ def save(
     """
     if attention not in ("bidirectional", "causal"):
         raise MarvelError(f"attention {attention!r} is unknown: use bidirectional or causal.")
-    text = dataclasses.replace(config.text, is_causal=attention == "causal")
-    config = dataclasses.replace(config, text=text)
     flat = names.flatten(params)
     _check_params(flat, config)
     dtype = jnp.dtype(flat["language/token_embedding"].dtype).name
     with atomic_folder(folder, replace=replace) as partial:
-        if tokenizer_from is not None:
-            _copy_companions(Path(tokenizer_from), partial)
-        if preprocessor is not None:
-            pixels = {"image_mean": config.vision.image_mean, "image_std": config.vision.image_std}
-            write_json(partial / "preprocessor_config.json", {**preprocessor, **pixels})
-        write_json(partial / "config.json", {**config.to_dict(), "dtype": dtype})
+        _describe(partial, config, attention, dtype, tokenizer_from, documents or {})
         _write_weights(partial, _hub_tensors(flat, config, temperature), max_shard_bytes)
+
+
+def save_blueprint(
+    folder: Path | str,
+    *,
+    config: Qwen2VLConfig,
+    attention: str = "bidirectional",
+    tokenizer_from: Path | str | None = None,
+    documents: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Writes all of a model folder but its weights; the arguments are those of `save`."""
+    with atomic_folder(folder) as partial:
+        _describe(partial, config, attention, "float32", tokenizer_from, documents or {})
+
+
+def _describe(
+    folder: Path,
+    config: Qwen2VLConfig,
+    attention: str,
+    dtype: str,
+    tokenizer_from: Path | str | None,
+    documents: Mapping[str, Mapping[str, Any]],
+) -> None:
+    if attention not in ("bidirectional", "causal"):
+        raise MarvelError(f"attention {attention!r} is unknown: use bidirectional or causal.")
+    text = dataclasses.replace(config.text, is_causal=attention == "causal")
+    config = dataclasses.replace(config, text=text)
+    if tokenizer_from is not None:
+        _copy_companions(Path(tokenizer_from), folder)
+    pixels = {"image_mean": config.vision.image_mean, "image_std": config.vision.image_std}
+    for name, values in documents.items():
+        extra = pixels if name == "preprocessor_config.json" else {}
+        write_json(folder / name, {**values, **extra})
+    write_json(folder / "config.json", {**config.to_dict(), "dtype": dtype})
 
 
 class _Weights(contextlib.ExitStack):

@@ -1,6 +1,7 @@
 """Orbax checkpoints of a train state: asynchronous, sharded, kept few."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -44,6 +45,18 @@ class Checkpoints:
                 "trained with, or another --workdir."
             ) from error
         return TrainState(**found)
+
+    def restore_params(self) -> tuple[int, dict[str, Any]]:
+        """(step, parameters as host arrays) of the newest checkpoint, whatever mesh made it.
+
+        Raises:
+          MarvelError: there is none.
+        """
+        step = self.latest()
+        if step is None:
+            raise MarvelError(f"{self._folder} holds no checkpoint: train first.")
+        found = self._manager.restore(step, args=ocp.args.StandardRestore())
+        return step, jax.device_get(found["params"])
 
     def wait(self) -> None:
         """Returns when every started save is on disk."""

@@ -10,6 +10,7 @@ from marvel_jax.parallel.mesh import MeshConfig
 from marvel_jax.parallel.sharding import ShardingRules
 from marvel_jax.settings import EmbeddingSettings
 
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise MarvelError(message)

@@ -20,6 +20,7 @@ from marvel_jax.parallel.mesh import data_shards, make_mesh
 from marvel_jax.parallel.sharding import local_data_shards, put_batch
 from marvel_jax.training.checkpoints import Checkpoints
 from marvel_jax.training.config import TrainConfig
+from marvel_jax.training.export import write_blueprint
 from marvel_jax.training.inputs import Inputs, open_inputs
 from marvel_jax.training.optimizer import make_optimizer
 from marvel_jax.training.state import TrainState, create_state, initial_params
@@ -49,6 +50,7 @@ def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
     workdir = Path(workdir)
     inputs = open_inputs(config)
     claim_workdir(workdir, config, inputs)
+    write_blueprint(workdir, inputs, config.embedding)
     mesh = make_mesh(config.mesh)
     shards = data_shards(mesh)
     if config.data.global_batch % shards:
@@ -110,9 +112,7 @@ def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
     return TrainResult(state, inputs, done, interrupted=done < config.steps)
 
 
-def make_plan(
-    config: TrainConfig, inputs: Inputs, *, shards: int, cache: Path | None
-) -> Plan:
+def make_plan(config: TrainConfig, inputs: Inputs, *, shards: int, cache: Path | None) -> Plan:
     """The order, labels and packing of every step, from the config and the items' lengths."""
     config_of_plan = PlanConfig(
         global_batch=config.data.global_batch,

@@ -1,15 +1,16 @@
 """AdamW, its schedule, and which parameters decay."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from marvel_jax.training.config import OptimizerConfig
+if TYPE_CHECKING:  # a bare accelerator image has none of what configs need
+    from marvel_jax.training.config import OptimizerConfig
 
 
-def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: "OptimizerConfig", *, steps: int) -> optax.Schedule:
     """Linear warm-up over `warmup_fraction` of the steps, then a cosine to zero."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -19,7 +20,7 @@ def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> optax.Sche
     )
 
 
-def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: "OptimizerConfig", *, steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW; the temperature has its own rate and no decay."""
     schedule = learning_rate_schedule(config, steps=steps)
     scale = 1.0
@@ -37,21 +38,24 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
 
 
 def decays(params: Any) -> Any:
-    """A tree of bools: matrices decay; biases, gains and the temperature do not."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: _name(path[-1]) in ("kernel", "token_embedding"), params
-    )
+    """A tree of bools: matrices decay; biases, gains, temperature and the unused head do not."""
+
+    def decide(path: tuple[Any, ...], _: Any) -> bool:
+        names = [_name(key) for key in path]
+        return names[-1] in ("kernel", "token_embedding") and "lm_head" not in names
+
+    return jax.tree_util.tree_map_with_path(decide, params)
 
 
-def initial_log_temperature(config: OptimizerConfig) -> jax.Array:
+def initial_log_temperature(config: "OptimizerConfig") -> jax.Array:
     """The learned scalar at the start, float32."""
     return jnp.log(jnp.float32(config.temperature))
 
 
-def temperature(log_temperature: jax.Array, config: OptimizerConfig) -> jax.Array:
-    """The temperature that divides the cosines, within its stated bounds."""
+def clamp_temperature(params: dict[str, Any], config: "OptimizerConfig") -> dict[str, Any]:
+    """The parameters with the temperature put back within its stated bounds."""
     low, high = jnp.log(config.temperature_min), jnp.log(config.temperature_max)
-    return jnp.exp(jnp.clip(log_temperature, low, high))
+    return params | {"log_temperature": jnp.clip(params["log_temperature"], low, high)}
 
 
 def _is_temperature(params: Any) -> Any:

@@ -1,6 +1,6 @@
 """The train state: parameters, optimiser moments and the step, laid out over the mesh."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,22 @@ from marvel_jax.models import names
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.parallel.sharding import ShardingRules, parameter_shardings, replicated
-from marvel_jax.training.config import OptimizerConfig
 from marvel_jax.training.optimizer import initial_log_temperature
+
+if TYPE_CHECKING:  # a bare accelerator image has none of what configs need
+    from marvel_jax.training.config import OptimizerConfig
 
 
 class TrainState(NamedTuple):
     """All that a step changes; `params` is {"model": ..., "log_temperature": scalar}."""
 
-    step: jax.Array
+    step: Any  # int32 scalar
     params: dict[str, Any]
     opt_state: Any
 
 
 def initial_params(
-    config: Qwen2VLConfig, *, seed: int, model: dict[str, Any] | None, optimizer: OptimizerConfig
+    config: Qwen2VLConfig, *, seed: int, model: dict[str, Any] | None, optimizer: "OptimizerConfig"
 ) -> dict[str, Any]:
     """Random weights from `seed`, or the loaded `model`, with the starting temperature."""
     if model is None:

@@ -1,7 +1,7 @@
 """The train step: encode the rows, pick out queries and candidates, one loss over all of them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.qwen2_vl import embed
 from marvel_jax.parallel.mesh import data_shards
 from marvel_jax.parallel.sharding import batch_sharding, replicated
-from marvel_jax.training.config import TrainConfig
-from marvel_jax.training.optimizer import learning_rate_schedule, temperature
+from marvel_jax.training.optimizer import clamp_temperature, learning_rate_schedule
 from marvel_jax.training.state import TrainState
+
+if TYPE_CHECKING:  # a bare accelerator image has none of what configs need
+    from marvel_jax.training.config import TrainConfig
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -35,7 +37,7 @@ def gather_slots(vectors: jax.Array, slots: jax.Array, *, shards: int) -> jax.Ar
 def contrastive_loss(
     params: dict[str, Any],
     batch: Any,
-    config: TrainConfig,
+    config: "TrainConfig",
     architecture: Qwen2VLConfig,
     *,
     shards: int,
@@ -54,7 +56,7 @@ def contrastive_loss(
     candidates_per_shard = batch.candidate_slot.shape[0] // shards
     own = batch.own_positive.reshape(shards, -1)
     own = (own + candidates_per_shard * jnp.arange(shards)[:, None]).reshape(-1)
-    tau = temperature(params["log_temperature"], config.optimizer)
+    tau = jnp.exp(params["log_temperature"])
     result = info_nce(
         gather_slots(embeddings.vectors, batch.query_slot, shards=shards),
         gather_slots(embeddings.vectors, batch.candidate_slot, shards=shards),
@@ -77,7 +79,7 @@ def contrastive_loss(
 
 
 def make_train_step(
-    config: TrainConfig,
+    config: "TrainConfig",
     architecture: Qwen2VLConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
@@ -92,7 +94,7 @@ def make_train_step(
         gradient = jax.grad(contrastive_loss, has_aux=True)
         grads, metrics = gradient(state.params, batch, config, architecture, shards=shards)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = clamp_temperature(optax.apply_updates(state.params, updates), config.optimizer)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -103,6 +103,20 @@ def test_each_query_once_an_epoch_and_never_twice_a_batch(sizes, batch, seed, da
             assert set(seen[task][start : start + size]) == members
 
 
+@pytest.mark.parametrize("size", range(8, 24))
+def test_a_task_hardly_larger_than_its_share_of_a_batch(size: int) -> None:
+    for seed in range(4):
+        config = PlanConfig(global_batch=8, seed=seed, row=ROW)
+        plan = Plan(invented({0: size}), config, num_shards=1)
+        walked: list[int] = []
+        for number in range(40):
+            queries = plan._draw(number)[0].tolist()
+            assert len(set(queries)) == 8
+            walked += queries
+        for start in range(0, len(walked) - size + 1, size):
+            assert len(set(walked[start : start + size])) == size
+
+
 def test_epochs_differ_in_order() -> None:
     plan = Plan(invented({0: 64}), dataclasses.replace(CONFIG, global_batch=8), num_shards=1)
     assert plan.steps_per_epoch == 8

@@ -105,7 +105,9 @@ def test_companions_are_copied_and_the_pixels_written(tmp_path):
     (source / "tokenizer.json").write_text("{}")
     (source / "notes.txt").write_text("not ours")
     options = {"config": first.config, "params": first.params, "tokenizer_from": source}
-    hub.save(tmp_path / "out", **options, preprocessor={"min_pixels": 3136})
+    hub.save(
+        tmp_path / "out", **options, documents={"preprocessor_config.json": {"min_pixels": 3136}}
+    )
     assert (tmp_path / "out/tokenizer.json").read_text() == "{}"
     assert not (tmp_path / "out/notes.txt").exists()
     pixels = json.loads((tmp_path / "out/preprocessor_config.json").read_text())

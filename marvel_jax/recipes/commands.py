@@ -1,0 +1,250 @@
+"""What the commands of `marvel` do; `cli.py` parses and prints."""
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from marvel_jax.data import emoji
+from marvel_jax.data.items import Candidate, Item
+from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_files, read_jsonl, write_json
+from marvel_jax.models import hub
+from marvel_jax.recipes.evaluation import Ticker, evaluate_embedder, score_table
+from marvel_jax.recipes.outcome import Outcome
+from marvel_jax.retrieval import exact
+from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.encode import encode_candidates
+from marvel_jax.retrieval.scann_index import ScannIndex, describe
+from marvel_jax.retrieval.store import VectorStore
+from marvel_jax.settings import SETTINGS_FILE, EmbeddingSettings
+from marvel_jax.training.config import TrainConfig
+
+EXIT_INTERRUPTED = 130
+
+
+def build_emoji(out: Path, *, seed: int) -> Outcome:
+    """Builds the emoji corpus."""
+    console = Console(stderr=True)
+    with console.status("drawing emoji") as status:
+
+        def report(stage: str, done: int, total: int) -> None:
+            status.update(f"{stage} {done:,}/{total:,}")
+
+        built = emoji.build(out, seed=seed, progress=report)
+    counted = built.manifest["emoji"]
+    queries = sum(built.manifest["training_queries"].values())
+    facts = {"out": str(out), "emoji": counted["drawn"], "training_queries": queries}
+    return Outcome(
+        facts,
+        [
+            f"{counted['drawn']:,} emoji drawn, {queries:,} training queries",
+            f"not drawn: {counted['without_glyph']} without a glyph in the font, "
+            f"{counted['falling_apart']} that fall apart into several",
+            f"{out}: M-BEIR layout, tokenizer/, tfds/, manifest.json",
+        ],
+    )
+
+
+def run_training(config: Path, workdir: Path, *, overrides: tuple[str, ...]) -> Outcome:
+    """Trains what a config file describes and writes `workdir/model`."""
+    from marvel_jax.training.export import export_params
+    from marvel_jax.training.loop import train
+
+    loaded = load_config(config, overrides)
+    result = train(loaded, workdir)
+    facts = {"workdir": str(workdir), "steps": result.steps, "interrupted": result.interrupted}
+    if result.interrupted:
+        line = f"stopped after {result.steps} of {loaded.steps} steps; run it again to go on"
+        return Outcome(facts, [line], EXIT_INTERRUPTED)
+    model = workdir / "model"
+    if not model.is_dir():
+        export_params(workdir, model, result.state.params)
+    facts["model"] = str(model)
+    return Outcome(facts, [f"trained {result.steps} steps; model: {model}"])
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
+    """The `config` that a Python file defines, with fields changed as `a.b=value`.
+
+    Raises:
+      MarvelError: the file is missing, fails, or defines no TrainConfig; or an override names no
+        field or has a value of another type.
+    """
+    if not path.is_file():
+        raise MarvelError(f"{path} does not exist: give a Python file that defines `config`.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise MarvelError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except MarvelError as error:
+        raise MarvelError(f"{path}: {error}") from error
+    except Exception as error:
+        raise MarvelError(f"{path} fails: {type(error).__name__}: {error}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, TrainConfig):
+        found = type(config).__name__
+        raise MarvelError(f"{path} must define `config`, a TrainConfig; found {found}.")
+    if not overrides:
+        return config
+    arguments = []
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise MarvelError(f"--set {override}: expected NAME=VALUE, as in steps=100.")
+        arguments += [f"--{name.replace('_', '-')}", value]
+    try:
+        return tyro.cli(TrainConfig, default=config, args=arguments, prog="--set")
+    except SystemExit as error:
+        raise MarvelError(
+            f"--set {' '.join(overrides)} does not fit {path} (see above)."
+        ) from error
+
+
+def export_run(run: Path, *, out: Path) -> Outcome:
+    """Writes a run's newest checkpoint as a Hugging Face folder."""
+    from marvel_jax.training.export import export_checkpoint
+
+    step = export_checkpoint(run, out)
+    return Outcome({"out": str(out), "step": step}, [f"{out}: the model after {step} steps"])
+
+
+def import_checkpoint(source: str, *, out: Path) -> Outcome:
+    """Reads a Hugging Face folder or Hub id in full and writes it as a model folder of ours."""
+    folder = hub.resolve(source)
+    settings = EmbeddingSettings.read(folder)
+    checkpoint = hub.load(folder)
+    hub.save(
+        out,
+        config=checkpoint.config,
+        params=checkpoint.params,
+        attention=settings.attention,
+        temperature=checkpoint.temperature,
+        tokenizer_from=folder,
+        documents={SETTINGS_FILE: settings.to_dict()},
+    )
+    count = sum(leaf.size for leaf in _leaves(checkpoint.params))
+    facts = {"out": str(out), "parameters": count, "settings": settings.to_dict()}
+    return Outcome(facts, [f"{out}: {count:,} parameters, every weight accounted for"])
+
+
+def encode_pool(model: str, *, pool: Path, out: Path) -> Outcome:
+    """Embeds the candidates of an M-BEIR folder or a jsonl into a store."""
+    say = Console(stderr=True).print
+    started = time.perf_counter()
+    if pool.is_dir():
+        candidates: Any = MbeirFolder(pool).pool("test")
+        source_hash = hash_files(*(file.path for file in candidates.files))
+    else:
+        candidates, source_hash = read_items(pool), hash_files(pool)
+    store = encode_candidates(
+        Embedder.from_pretrained(model),
+        candidates,
+        out,
+        source_hash=source_hash,
+        progress=Ticker(say, "candidates"),
+    )
+    seconds = time.perf_counter() - started
+    facts = {"out": str(out), "count": len(store), "dimension": store.dimension}
+    return Outcome(
+        facts | {"seconds": round(seconds, 1)},
+        [f"{out}: {len(store):,} vectors of {store.dimension} numbers in {seconds:.0f} s"],
+    )
+
+
+def read_items(path: Path) -> list[Candidate]:
+    """Reads candidates from a jsonl: `id`, and `text`, `image` (a path beside the file) or both.
+
+    Raises:
+      MarvelError: a line is broken, has no id or no content, or an id occurs twice.
+    """
+    found: dict[str, Candidate] = {}
+    for number, row in read_jsonl(path):
+        id, text, image = row.get("id"), row.get("text"), row.get("image")
+        if not isinstance(id, str) or not id:
+            raise MarvelError(f"{path}, line {number}: expected an id (text), found {id!r}.")
+        if id in found:
+            raise MarvelError(f"{path}, line {number}: id {id!r} occurs twice; rename one.")
+        if not text and not image:
+            raise MarvelError(f"{path}, line {number}: {id!r} has neither text nor image.")
+        item = Item.of(text=text, image=path.parent / image if image else None, id=id)
+        found[id] = Candidate(id, item, item.modality)
+    if not found:
+        raise MarvelError(f"{path} holds no item.")
+    return list(found.values())
+
+
+def build_index(store: Path, *, out: Path) -> Outcome:
+    """Builds a ScaNN index over a store."""
+    opened = VectorStore.open(store)
+    index = ScannIndex.build(opened, path=out)
+    facts = {"out": str(out), "count": len(opened), "build_seconds": index.build_seconds}
+    return Outcome(facts, [f"{out}: {len(opened):,} vectors, {describe(index.config)}"])
+
+
+def search_store(
+    model: str,
+    *,
+    store: Path,
+    index: Path | None,
+    text: str | None,
+    image: Path | None,
+    instruction: str | None,
+    k: int,
+) -> Outcome:
+    """Searches a store for one query."""
+    if text is None and image is None:
+        raise MarvelError("give --text, --image or both.")
+    opened = VectorStore.open(store)
+    embedder = Embedder.from_pretrained(model)
+    opened.require(**embedder.manifest_fields())
+    searched = ScannIndex.open(index, opened) if index is not None else None
+    query = Item.of(text=text, image=image, instruction=instruction, id="query")
+    vectors = embedder.encode([query])
+    started = time.perf_counter()
+    if searched is not None:
+        if not 1 <= k <= len(opened):
+            raise MarvelError(f"k={k}: the store holds {len(opened)} vectors; give 1 to that.")
+        found = searched.search(vectors, k)
+    else:
+        found = exact.top_k(vectors, opened, k)
+    milliseconds = 1e3 * (time.perf_counter() - started)
+    hits = [
+        {"rank": rank, "id": opened.ids[int(row)], "score": round(float(score), 6)}
+        for rank, (row, score) in enumerate(
+            zip(found.indices[0], found.scores[0], strict=True), start=1
+        )
+        if row >= 0
+    ]
+    lines = [f"{hit['rank']:>4}  {hit['score']:.4f}  {hit['id']}" for hit in hits]
+    return Outcome({"hits": hits, "milliseconds": round(milliseconds, 3)}, lines)
+
+
+def evaluate_model(model: str, *, data: Path, workdir: Path, seed: int, scann: bool) -> Outcome:
+    """Scores a model on every test set of an M-BEIR folder."""
+    console = Console(stderr=True)
+    evaluated = evaluate_embedder(
+        Embedder.from_pretrained(model),
+        MbeirFolder(data),
+        workdir=workdir,
+        seed=seed,
+        scann=scann,
+        say=console.print,
+    )
+    facts = evaluated.evaluation.to_dict()
+    write_json(workdir / "scores.json", facts)
+    return Outcome(facts, score_table(evaluated.evaluation))
+
+
+def _leaves(tree: dict[str, Any]) -> list[Any]:
+    return [
+        leaf
+        for value in tree.values()
+        for leaf in (_leaves(value) if isinstance(value, dict) else [value])
+    ]

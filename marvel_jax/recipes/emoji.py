@@ -1,0 +1,56 @@
+"""The small recipe: a Qwen2-VL of a few million parameters, from scratch, on the emoji corpus."""
+
+from marvel_jax.data.batch import RowShape
+from marvel_jax.models.config import Qwen2VLConfig, TextConfig, VisionConfig
+from marvel_jax.settings import EmbeddingSettings
+from marvel_jax.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+
+# Pictures are shown at 56 x 56 pixels: 16 patches, 4 visual tokens.
+_SIDE = 56
+
+# Task id -> share of a batch.
+TASK_WEIGHTS = {0: 4.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 0.3, 6: 1.0, 7: 2.5, 8: 1.0}
+
+
+def architecture() -> Qwen2VLConfig:
+    """Qwen2-VL in small; vocabulary and special tokens are taken from the corpus's tokenizer."""
+    return Qwen2VLConfig(
+        vision=VisionConfig(depth=3, embed_dim=128, num_heads=4, mlp_ratio=2),
+        text=TextConfig(
+            vocab_size=8000,
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            mrope_section=(8, 12, 12),
+        ),
+        tie_word_embeddings=True,
+    )
+
+
+def train_config(corpus: str, *, seed: int = 0, steps: int = 600) -> TrainConfig:
+    """The training run of the quickstart, on the corpus folder that `marvel data emoji` wrote."""
+    return TrainConfig(
+        data=DataConfig(
+            path=corpus,
+            reader="tfds",
+            global_batch=128,
+            task_weights=TASK_WEIGHTS,
+            row=RowShape(tokens=64, patches=32, items=8),
+        ),
+        model=ModelConfig(scratch=architecture()),
+        embedding=EmbeddingSettings(
+            min_pixels=_SIDE**2 // 4, max_pixels=_SIDE**2, max_text_tokens=48
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=1.5e-3,
+            warmup_fraction=0.05,
+            b2=0.98,
+            temperature_min=0.02,
+            temperature_learning_rate=1e-2,
+        ),
+        steps=steps,
+        seed=seed,
+        checkpoint_every=100,
+    )

@@ -1,0 +1,14 @@
+"""What a command returns to the terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Facts for `--json`, lines for a person, and the exit code."""
+
+    facts: Mapping[str, Any]
+    lines: Sequence[str]
+    code: int = 0

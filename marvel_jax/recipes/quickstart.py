@@ -1,0 +1,256 @@
+"""The main job, end to end on real pictures: corpus, training, stores, ScaNN, scores, report."""
+
+import dataclasses
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from marvel_jax.data import emoji
+from marvel_jax.data.items import Item
+from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import read_json, read_jsonl, write_json
+from marvel_jax.recipes.emoji import TASK_WEIGHTS, train_config
+from marvel_jax.recipes.evaluation import Evaluated, evaluate_embedder, score_table
+from marvel_jax.recipes.outcome import Outcome
+from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.encode import instructed
+from marvel_jax.retrieval.report import Curve, Example, Report, pick_examples, write_report
+from marvel_jax.training.config import TrainConfig
+from marvel_jax.training.export import export_params
+from marvel_jax.training.loop import TrainResult, train
+from marvel_jax.training.state import initial_params, parameter_count
+
+_SHORT_STEPS = 20
+_SHORT_EMOJI = 400
+
+
+def run_quickstart(workdir: Path, *, seed: int, short: bool) -> Outcome:
+    """Runs what is not done yet of the quickstart in `workdir`.
+
+    The folder then holds corpus/, train/ (a run), model/ (a Hugging Face folder), store/ and
+    index/ of the trained model, untrained/ (the same before the first step) and report/.
+
+    Raises:
+      MarvelError: a font is missing, or the folder holds a quickstart with another seed or size.
+    """
+    console = Console(stderr=True)
+    claim(workdir, {"seed": seed, "short": short})
+    clock = Stages(workdir / "stages.json", console)
+    with clock.stage("corpus"):
+        build_corpus(workdir / "corpus", seed=seed, limit=_SHORT_EMOJI if short else None)
+    config = train_config(str(workdir / "corpus"), seed=seed)
+    if short:
+        config = dataclasses.replace(config, steps=_SHORT_STEPS, checkpoint_every=10)
+    with clock.stage("train"):
+        result = train(config, workdir / "train")
+        if result.interrupted:
+            raise KeyboardInterrupt
+        if not (workdir / "model").is_dir():
+            export_params(workdir / "train", workdir / "model", result.state.params)
+    layout = MbeirFolder(workdir / "corpus")
+    with clock.stage("evaluate"):
+        trained = Embedder.from_pretrained(workdir / "model")
+        evaluated = evaluate_embedder(trained, layout, workdir=workdir, seed=seed, say=clock.say)
+    with clock.stage("untrained"):
+        untrained = evaluate_embedder(
+            untrained_embedder(config, result),
+            layout,
+            workdir=workdir / "untrained",
+            seed=seed,
+            scann=False,
+            say=clock.say,
+        )
+    with clock.stage("report"):
+        report = make_report(
+            workdir, config, result, evaluated, untrained, layout, seconds=clock.total("seconds")
+        )
+        page = write_report(report, workdir / "report")
+    lines = [
+        *score_table(evaluated.evaluation, untrained=untrained.evaluation),
+        f"{clock.total('seconds'):.0f} s, {clock.total('cpu_seconds') / 60:.1f} CPU-minutes: "
+        + ", ".join(f"{name} {spent['seconds']:.0f} s" for name, spent in clock.spent.items()),
+        f"report: {page}",
+    ]
+    facts = {
+        "workdir": str(workdir),
+        "report": str(page),
+        "scores": evaluated.evaluation.to_dict(),
+        "untrained": untrained.evaluation.to_dict(),
+        "stages": clock.spent,
+    }
+    return Outcome(facts, lines)
+
+
+def claim(workdir: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder this quickstart's, or holds it against the one that it is."""
+    path = workdir / "quickstart.json"
+    if not path.exists():
+        write_json(path, settings)
+    elif (found := read_json(path)) != settings:
+        raise MarvelError(
+            f"{workdir} holds a quickstart with {found}, not {settings}: choose another --workdir."
+        )
+
+
+def build_corpus(folder: Path, *, seed: int, limit: int | None) -> None:
+    """Builds the emoji corpus, or checks that the one there has the seed."""
+    if folder.is_dir():
+        found = emoji.read_manifest(folder)["seed"]
+        if found != seed:
+            raise MarvelError(f"{folder} was built with seed {found}, not {seed}: remove it.")
+        return
+    emoji.build(folder, seed=seed, limit=limit)
+
+
+def untrained_embedder(config: TrainConfig, result: TrainResult) -> Embedder:
+    """The model before its first step: the weights that the seed gives."""
+    inputs = result.inputs
+    params = initial_params(
+        inputs.architecture, seed=config.seed, model=None, optimizer=config.optimizer
+    )
+    settings = config.embedding
+    return Embedder(
+        params["model"],
+        inputs.architecture,
+        inputs.processor,
+        attention=settings.attention,
+        pooling=settings.pooling,
+    )
+
+
+def make_report(
+    workdir: Path,
+    config: TrainConfig,
+    result: TrainResult,
+    evaluated: Evaluated,
+    untrained: Evaluated,
+    layout: MbeirFolder,
+    *,
+    seconds: float,
+) -> Report:
+    """Everything that the page shows."""
+    rows = [row for _, row in read_jsonl(workdir / "train" / "metrics.jsonl")]
+    manifest = emoji.read_manifest(workdir / "corpus")
+    drawn, languages = manifest["emoji"]["drawn"], len(manifest["languages"])
+    pairs = config.data.global_batch * len(rows)
+    trained_tasks = {task for task, weight in TASK_WEIGHTS.items() if weight > 0}
+    facts = {
+        "Model": f"Qwen2-VL architecture, {parameter_count(result.state.params):,} parameters, "
+        "from scratch",
+        "Training": f"{len(rows):,} steps of {config.data.global_batch} pairs ({pairs:,} pairs), "
+        f"seed {config.seed}, {sum(row['seconds'] for row in rows):.0f} s",
+        "Encoding": f"{len(evaluated.store):,} candidates and the queries in "
+        f"{evaluated.encode_seconds:.0f} s",
+        "Machine": machine(),
+        "Versions": versions(),
+    }
+    return Report(
+        title="marvel-jax quickstart",
+        corpus=f"{drawn:,} emoji pictures and their names in {languages} languages; every test "
+        "query asks for a picture, a name or a combination that training never showed.",
+        seconds=seconds,
+        evaluation=evaluated.evaluation,
+        untrained=untrained.evaluation,
+        trained={name for name, one in evaluated.test_sets.items() if one.task.id in trained_tasks},
+        examples=examples(evaluated, layout, seed=config.seed),
+        curves=[
+            Curve("loss", [(row["step"], row["loss"]) for row in rows]),
+            Curve("temperature", [(row["step"], row["temperature"]) for row in rows]),
+        ],
+        facts=facts,
+        commands=["./launch/quickstart", f"marvel evaluate {workdir / 'model'} --help"],
+    )
+
+
+def examples(
+    evaluated: Evaluated, layout: MbeirFolder, *, seed: int
+) -> dict[str, tuple[Example, ...]]:
+    """A few queries of each set with what was retrieved, drawn by seed."""
+    pool = layout.pool("test")
+    place = {candidate.id: number for number, candidate in enumerate(pool)}
+
+    def candidate(id: str) -> Item:
+        return pool[place[id]].item
+
+    found = {}
+    for name, one in evaluated.test_sets.items():
+
+        def query(number: int, queries: Any = one.queries) -> Item:
+            return instructed(queries[number], layout.instructions, seed=seed)
+
+        found[name] = pick_examples(
+            evaluated.sets[name],
+            evaluated.evaluation.rankings[name].local_pool,
+            evaluated.store,
+            query=query,
+            candidate=candidate,
+            seed=seed,
+        )
+    return found
+
+
+class Stages:
+    """Wall and CPU seconds of each stage, over all resumes, kept in a file."""
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self._path = path
+        self._console = console
+        self.spent: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+
+    def say(self, line: str) -> None:
+        """One line of progress."""
+        self._console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+    def total(self, unit: str) -> float:
+        """All stages together: "seconds" or "cpu_seconds"."""
+        return sum(spent[unit] for spent in self.spent.values())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times the body, even if it is interrupted."""
+        self._console.print(f"[bold]{name}[/bold]")
+        started, cpu = time.perf_counter(), cpu_seconds()
+        before = self.spent.get(name, {"seconds": 0.0, "cpu_seconds": 0.0})
+        try:
+            yield
+        finally:
+            self.spent[name] = {
+                "seconds": round(before["seconds"] + time.perf_counter() - started, 1),
+                "cpu_seconds": round(before["cpu_seconds"] + cpu_seconds() - cpu, 1),
+            }
+            write_json(self._path, self.spent)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its finished children."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
+
+
+def machine() -> str:
+    """What the run ran on, for a reader of its figures."""
+    device = jax.devices()[0]
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{count} CPU cores, {len(jax.devices())} x {device.device_kind}, {platform.machine()}"
+
+
+def versions() -> str:
+    """The versions that decide a result."""
+    names = ("jax", "flax", "transformers", "scann")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    return f"Python {platform.python_version()}, " + ", ".join(found)
