@@ -62,9 +62,13 @@ def hold_out(lexicon: Lexicon, emoji: Sequence[Emoji], gallery: Gallery, *, seed
 
 
 def _hold_out_tones(emoji: Sequence[Emoji], gallery: Gallery, *, seed: int) -> frozenset[int]:
+    families: dict[str, set[int]] = defaultdict(set)
+    for one in emoji:
+        families[one.base].add(one.number)
     toned: dict[str, list[int]] = defaultdict(list)
     for one in emoji:
-        if one.tones:
+        # The snowboarder's face is covered: there a tone changes no pixel and hides nothing.
+        if one.tones and not (set(gallery.twins[one.number]) - {one.number}) & families[one.base]:
             toned[one.base].append(one.number)
     draws = generator(seed, 1)
     held: set[int] = set()

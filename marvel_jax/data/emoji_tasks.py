@@ -294,14 +294,16 @@ class ToneChange(NamedTuple):
 
 
 def tone_changes(corpus: Corpus, *, held_out: bool) -> Iterator[ToneChange]:
-    """Every change of tone whose source is trained on and whose target is (or is held out)."""
+    """Every visible change of tone from what is trained on to what is (or to what is held out)."""
     for family in corpus.single_tones.values():
         for target in family:
             if not target.tones or (target.number in corpus.split.pictures) != held_out:
                 continue
             for source in family:
-                if source is target or source.number in corpus.split.pictures:
+                if source.number in corpus.split.pictures:
                     continue
+                if source.number in corpus.gallery.twins[target.number]:
+                    continue  # the same picture, or one with the same pixels
                 for language in LANGUAGES:
                     yield ToneChange(source, target, language)
 

@@ -253,10 +253,12 @@ def _id_list(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
     values = record.get(field) or []
     if not isinstance(values, list):
         raise MarvelError(f"{where}: expected {field} as a list, found {values!r}.")
-    ids = [value.get("did") if isinstance(value, dict) else value for value in values]
-    for id in ids:
+    ids: list[str] = []
+    for value in values:
+        id = value.get("did") if isinstance(value, dict) else value
         if not isinstance(id, str):
             raise MarvelError(f"{where}: expected candidate ids in {field}, found {id!r}.")
+        ids.append(id)
     return tuple(ids)
 
 

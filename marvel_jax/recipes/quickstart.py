@@ -24,7 +24,8 @@ from marvel_jax.recipes.evaluation import Evaluated, evaluate_embedder, score_ta
 from marvel_jax.recipes.outcome import Outcome
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import instructed
-from marvel_jax.retrieval.report import Curve, Example, Report, pick_examples, write_report
+from marvel_jax.retrieval.report import Curve, Example, Report, pick_examples
+from marvel_jax.retrieval.report_page import write_report
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.export import export_params
 from marvel_jax.training.loop import TrainResult, train

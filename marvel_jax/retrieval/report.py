@@ -1,15 +1,13 @@
-"""A run's report: what was measured and what was retrieved, as one page and one JSON document."""
+"""What a run's report says: what was measured and what was retrieved."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from marvel_jax.data.items import Image, Item
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import write_json, write_text
 from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.protocols import Evaluation, RetrievalSet
 from marvel_jax.retrieval.store import VectorStore
@@ -163,21 +161,6 @@ def pick_examples(
             )
         )
     return tuple(examples)
-
-
-def write_report(report: Report, folder: Path | str) -> Path:
-    """Writes `report.json` and the self-contained `index.html`; returns the page's path.
-
-    Raises:
-      MarvelError: a picture of an example cannot be read; it is named.
-    """
-    from marvel_jax.retrieval.report_page import render
-
-    folder = Path(folder)
-    page = render(report)
-    write_json(folder / "report.json", report.to_dict())
-    write_text(folder / "index.html", page)
-    return folder / "index.html"
 
 
 def _item(item: Item) -> dict[str, Any]:

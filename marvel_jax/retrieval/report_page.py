@@ -12,6 +12,7 @@ import PIL.Image
 
 from marvel_jax.data.images import load_image
 from marvel_jax.data.items import Image, Item
+from marvel_jax.files import write_json, write_text
 from marvel_jax.retrieval.metrics import Interval
 from marvel_jax.retrieval.protocols import PoolScores, SetScores
 from marvel_jax.retrieval.report import Curve, Example, Report
@@ -74,6 +75,19 @@ def render(report: Report) -> str:
         charts=[chart(curve) for curve in report.curves if len(curve.points) > 1],
         thumbnail=THUMBNAIL,
     )
+
+
+def write_report(report: Report, folder: Path | str) -> Path:
+    """Writes `report.json` and the self-contained `index.html`; returns the page's path.
+
+    Raises:
+      MarvelError: a picture of an example cannot be read; it is named.
+    """
+    folder = Path(folder)
+    page = render(report)
+    write_json(folder / "report.json", report.to_dict())
+    write_text(folder / "index.html", page)
+    return folder / "index.html"
 
 
 def _row(report: Report, scores: SetScores) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The emoji corpus: nothing leaks, every answer is there, the same seed gives the same files."""
 
+import dataclasses
 import hashlib
 import re
 from collections import defaultdict
@@ -66,10 +67,23 @@ def test_every_toned_base_loses_one_tone_and_keeps_the_others(corpus):  # noqa: 
     families = defaultdict(list)
     for one in corpus.emoji:
         if one.tones:
-            families[one.base].append(one.number in corpus.split.pictures)
+            families[one.base].append(one.number)
     assert len(families) > 20
-    for held in families.values():
-        assert sum(held) == 1 and len(held) >= 5
+    for numbers in families.values():
+        held = corpus.split.pictures & set(numbers)
+        visible = len(corpus.gallery.twins[numbers[0]]) == 1
+        assert len(held) == visible and len(numbers) >= 5
+
+
+def test_a_tone_that_changes_no_pixel_is_neither_held_out_nor_asked_for():
+    small = corpus_of(lambda one: one.base in ("🏂", "👍"))
+    boards = {one.number for one in small.emoji if one.base == "🏂"}
+    assert all(set(small.gallery.twins[number]) == boards for number in boards)
+    assert len(small.split.pictures) == 1 and not small.split.pictures & boards
+    pictures = {picture_path(one) for one in small.emoji if one.base == "🏂"}
+    rows = [*training_queries(small), *(q for one in held_out_sets(small) for q in one.queries)]
+    assert not any(row.image in pictures for row in rows if row.task in (7, 8))
+    assert any(row.image in pictures for row in rows if row.task == 3)
 
 
 def test_no_held_out_name_is_shown_with_its_emoji(corpus, training):  # noqa: F811
@@ -201,14 +215,19 @@ def test_pools_have_no_candidate_twice_and_the_union_has_them_all(folder, tests)
     assert not names & {text_key(text_of(query.item)) for query in tests[1].queries}
 
 
-def test_equal_pictures_answer_for_each_other():
+def corpus_of(keep, *, seed: int = 0) -> Corpus:
+    """The corpus of some chosen emoji."""
     lexicon = load_lexicon()
-    wanted = ("🇫🇷", "🇲🇫", "🇩🇪", "👍", *(f"👍{tone}" for tone in "🏻🏼🏽🏾🏿"))
-    chosen = tuple(one for one in lexicon.emoji if one.sequence in wanted)
+    chosen = tuple(one for one in lexicon.emoji if keep(one))
     gallery = draw(chosen, Painter(find_fonts()), progress=lambda stage, done, total: None)
-    split = hold_out(lexicon, chosen, gallery, seed=0)
-    small = Corpus(lexicon, chosen, gallery, split, 0)
-    flags = {picture_id(one.number) for one in chosen if one.sequence in ("🇫🇷", "🇲🇫")}
+    drawn = tuple(one for one in chosen if one.number in gallery.pictures)
+    return Corpus(lexicon, drawn, gallery, hold_out(lexicon, drawn, gallery, seed=seed), seed)
+
+
+def test_equal_pictures_answer_for_each_other():
+    wanted = ("🇫🇷", "🇲🇫", "🇩🇪", "👍", *(f"👍{tone}" for tone in "🏻🏼🏽🏾🏿"))
+    small = corpus_of(lambda one: one.sequence in wanted)
+    flags = {picture_id(one.number) for one in small.emoji if one.sequence in ("🇫🇷", "🇲🇫")}
     asked = 0
     for query in (
         *training_queries(small),
@@ -218,6 +237,49 @@ def test_equal_pictures_answer_for_each_other():
             assert flags <= set(query.positives)
             asked += 1
     assert asked > 20
+
+
+def test_what_looks_like_a_held_out_picture_is_held_out_too():
+    small = corpus_of(lambda one: one.base in ("👍", "👎"))
+    like: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for one in small.emoji:
+        like[one.tones].append(one.number)
+    # As if the font drew thumbs up and thumbs down alike.
+    twins = {number: tuple(group) for group in like.values() for number in group}
+    gallery = dataclasses.replace(small.gallery, twins=twins)
+    for seed in range(5):
+        held = hold_out(small.lexicon, small.emoji, gallery, seed=seed).pictures
+        assert held and all(set(twins[number]) <= held for number in held)
+
+
+def test_a_name_that_another_emoji_is_trained_under_is_no_test():
+    lexicon = load_lexicon()
+    owners = defaultdict(set)
+    for one in lexicon.emoji:
+        for name in one.names.values():
+            owners[text_key(name)].add(one.number)
+    shared = set().union(*(numbers for numbers in owners.values() if len(numbers) > 1))
+    small = corpus_of(lambda one: one.number in shared)
+    ambiguous = 0
+    for seed in range(4):
+        split = hold_out(lexicon, small.emoji, small.gallery, seed=seed)
+        one_corpus = Corpus(lexicon, small.emoji, small.gallery, split, seed)
+        trained = {
+            text_key(one.names[language])
+            for one in small.emoji
+            for language in LANGUAGES
+            if split.trains_cell(one.number, language)
+        }
+        held = {text_key(small.by_number[n].names[language]) for n, language in split.cells}
+        ambiguous += len(held & trained)
+        asked = [
+            text_key(query.text or "")
+            for one in held_out_sets(one_corpus)
+            if one.task in (0, 1, 2)
+            for query in one.queries
+        ]
+        assert len(asked) > 20 and not trained & set(asked)
+    assert ambiguous
 
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(tmp_path):

@@ -157,7 +157,7 @@ def invent(
 
 
 if __name__ == "__main__":
-    from marvel_jax.retrieval.report import write_report
+    from marvel_jax.retrieval.report_page import write_report
 
     with tempfile.TemporaryDirectory() as scratch:
         sys.stdout.write(f"{write_report(invent(Path(scratch)), sys.argv[1])}\n")

@@ -13,8 +13,8 @@ from marvel_jax.data.items import Image, Item
 from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.protocols import RetrievalSet
-from marvel_jax.retrieval.report import Curve, Hit, pick_examples, write_report
-from marvel_jax.retrieval.report_page import chart, render
+from marvel_jax.retrieval.report import Curve, Hit, pick_examples
+from marvel_jax.retrieval.report_page import chart, render, write_report
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
