@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from marvel_jax.models import attention, rotary
+from marvel_jax.models import attention, linear, rotary
 from marvel_jax.models.config import TextConfig
 
 
@@ -41,7 +41,12 @@ class LanguageBlock(nn.Module):
 
         def dense(features: int, *, name: str, use_bias: bool = False) -> nn.Dense:
             return nn.Dense(
-                features, use_bias=use_bias, dtype=self.dtype, kernel_init=init, name=name
+                features,
+                use_bias=use_bias,
+                dtype=self.dtype,
+                kernel_init=init,
+                dot_general=linear.dot_general,
+                name=name,
             )
 
         def heads(x: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.models import attention, rotary
+from marvel_jax.models import attention, linear, rotary
 from marvel_jax.models.config import VisionConfig
 
 # Fixed in the architecture: it is in no config.json.
@@ -64,7 +64,14 @@ class PatchEmbed(nn.Module):
         scale = np.repeat(1.0 / (255.0 * std), repeats).astype(np.float32)
         shift = np.repeat(-mean / std, repeats).astype(np.float32)
         pixels = (patches.astype(jnp.float32) * scale + shift).astype(self.dtype)
-        return pixels @ kernel.astype(self.dtype)
+        flat = pixels.reshape(-1, values) @ kernel.astype(self.dtype)
+        return flat.reshape(*patches.shape[:-1], config.embed_dim)
+
+
+def _dense_options(config: VisionConfig, dtype: Any) -> dict[str, Any]:
+    """What every dense layer of the tower has in common."""
+    init = nn.initializers.normal(config.initializer_range)
+    return {"dtype": dtype, "kernel_init": init, "dot_general": linear.dot_general}
 
 
 class VisionBlock(nn.Module):
@@ -79,13 +86,13 @@ class VisionBlock(nn.Module):
         self, x: jax.Array, angles: jax.Array, segments: jax.Array
     ) -> tuple[jax.Array, None]:
         config, dtype = self.config, self.dtype
-        init = nn.initializers.normal(config.initializer_range)
+        options = _dense_options(config, dtype)
         width = config.embed_dim
         heads = (*x.shape[:2], config.num_heads, config.head_dim)
 
         normed = LayerNorm(dtype, name="attention_norm")(x)
         # [.., 3, width] and not [.., 3 * width]: a mesh axis then divides heads, never q from k.
-        qkv = nn.DenseGeneral((3, width), dtype=dtype, kernel_init=init, name="qkv")(normed)
+        qkv = nn.DenseGeneral((3, width), name="qkv", **options)(normed)
         query, key, value = (qkv[:, :, i].reshape(heads) for i in range(3))
         mixed = attention.attend(
             rotary.rotate(query, angles),
@@ -95,11 +102,11 @@ class VisionBlock(nn.Module):
             causal=False,
             implementation=self.implementation,
         )
-        x = x + nn.Dense(width, dtype=dtype, kernel_init=init, name="out")(mixed.reshape(x.shape))
+        x = x + nn.Dense(width, name="out", **options)(mixed.reshape(x.shape))
 
         normed = LayerNorm(dtype, name="mlp_norm")(x)
-        up = nn.Dense(config.mlp_size, dtype=dtype, kernel_init=init, name="up")(normed)
-        down = nn.Dense(width, dtype=dtype, kernel_init=init, name="down")(quick_gelu(up))
+        up = nn.Dense(config.mlp_size, name="up", **options)(normed)
+        down = nn.Dense(width, name="down", **options)(quick_gelu(up))
         return x + down, None
 
 
@@ -113,12 +120,12 @@ class Merger(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, dtype = self.config, self.dtype
-        init = nn.initializers.normal(config.initializer_range)
+        options = _dense_options(config, dtype)
         size = config.merged_size
         x = LayerNorm(dtype, name="norm")(x)
         x = x.reshape(x.shape[0], -1, size)
-        x = exact_gelu(nn.Dense(size, dtype=dtype, kernel_init=init, name="up")(x))
-        return nn.Dense(self.width, dtype=dtype, kernel_init=init, name="down")(x)
+        x = exact_gelu(nn.Dense(size, name="up", **options)(x))
+        return nn.Dense(self.width, name="down", **options)(x)
 
 
 class VisionTower(nn.Module):

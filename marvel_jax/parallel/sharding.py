@@ -39,7 +39,7 @@ class ShardingRules:
         only less frugal. A mesh axis is used once, by the first dimension that asks for it.
 
         Raises:
-          MarvelError: a logical axis that no rule names.
+          MarvelError: a logical axis that no rule names, or a rule for an axis the mesh has not.
         """
         known = {field.name for field in fields(self)}
         used: set[str] = set()
@@ -48,6 +48,10 @@ class ShardingRules:
             if axis is not None and axis not in known:
                 raise MarvelError(f"no sharding rule for axis {axis!r}; known: {sorted(known)}.")
             target = getattr(self, axis) if axis is not None else None
+            if target is not None and target not in mesh.shape:
+                raise MarvelError(
+                    f"sharding.{axis}={target!r}: the mesh has the axes {', '.join(mesh.shape)}."
+                )
             if target is None or target in used or size % mesh.shape[target]:
                 parts.append(None)
             else:

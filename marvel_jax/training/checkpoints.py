@@ -101,14 +101,15 @@ class Checkpoints:
             name = differing[0]
             raise MarvelError(
                 f"{self._folder / str(step)} does not fit this config: {name} has shape "
-                f"{stored.get(name, 'none')} there and {wanted.get(name, 'none')} here "
+                f"{stored.get(name, 'none')} there, {wanted.get(name, 'none')} here "
                 f"({len(differing)} such of {len(wanted)}). Use the config it was trained with, or "
                 "another --workdir."
             )
 
     def _unreadable(self, step: int, error: Exception) -> MarvelError:
+        cause = str(error).strip().splitlines()
         return MarvelError(
-            f"{self._folder / str(step)} cannot be read: {str(error).strip().splitlines()[:1]}. "
+            f"{self._folder / str(step)} cannot be read ({cause[0] if cause else error!r}). "
             "Remove that folder to go on from the checkpoint before it."
         )
 

@@ -37,8 +37,9 @@ class ModelConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up and a cosine to zero.
 
-    `temperature` starts at the published 0.05 and is learned as its logarithm (a step of Adam then
-    moves it by a ratio, whatever its size), kept in [`temperature_min`, `temperature_max`].
+    `temperature` None starts where a loaded model's was left, else at the published 0.05. It is
+    learned as its logarithm (a step of Adam then moves it by a ratio, whatever its size), kept in
+    [`temperature_min`, `temperature_max`].
     """
 
     learning_rate: float = 1e-4
@@ -48,7 +49,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    temperature: float = 0.05
+    temperature: float | None = None
     temperature_min: float = 0.01
     temperature_max: float = 1.0
     learn_temperature: bool = True
@@ -56,7 +57,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.temperature_min <= self.temperature <= self.temperature_max,
+            0 < self.temperature_min <= self.temperature_max,
+            f"optimizer.temperature_min={self.temperature_min} must be positive and at most "
+            f"temperature_max={self.temperature_max}.",
+        )
+        _require(
+            self.temperature is None
+            or self.temperature_min <= self.temperature <= self.temperature_max,
             f"optimizer.temperature={self.temperature} must lie in [{self.temperature_min}, "
             f"{self.temperature_max}].",
         )

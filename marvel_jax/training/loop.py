@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from marvel_jax.data import lengths, pipeline
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
@@ -45,7 +45,8 @@ def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
     the same batches, and on the CPU ends with the same weights bit for bit.
 
     Raises:
-      MarvelError: `workdir` holds another run, or an input is missing or does not fit.
+      MarvelError: `workdir` holds another run, an input is missing or does not fit, or the loss
+        is not a number any more.
     """
     workdir = Path(workdir)
     inputs = open_inputs(config)
@@ -61,28 +62,36 @@ def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
     plan = make_plan(config, inputs, shards=shards, cache=workdir)
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     params = initial_params(
-        inputs.architecture, seed=config.seed, model=inputs.model, optimizer=config.optimizer
+        inputs.architecture,
+        seed=config.seed,
+        model=inputs.model,
+        optimizer=config.optimizer,
+        temperature=inputs.temperature,
     )
     state, shardings = create_state(
         params, optimizer, inputs.architecture, mesh, rules=config.sharding
     )
     step_fn = make_train_step(config, inputs.architecture, optimizer, mesh, shardings=shardings)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    done = 0
-    if checkpoints.latest() is not None:
-        state = checkpoints.restore(state)
-        done = int(state.step)
-    metrics_file = MetricsFile(workdir / "metrics.jsonl", resume_at=done)
-    batches = pipeline.batches(
-        inputs.source,
-        inputs.processor,
-        plan,
-        start_step=done,
-        num_steps=config.steps - done,
-        shards=local_data_shards(mesh),
-        prefetch=config.data.prefetch,
-    )
-    with _stop_on_ctrl_c() as stop, TrainProgress(total=config.steps, done=done) as progress:
+    with ExitStack() as opened:
+        checkpoints = opened.enter_context(closing(Checkpoints(workdir / "checkpoints")))
+        done = 0
+        if checkpoints.latest() is not None:
+            state = checkpoints.restore(state)
+            done = int(state.step)
+        metrics_file = opened.enter_context(
+            closing(MetricsFile(workdir / "metrics.jsonl", resume_at=done))
+        )
+        batches = pipeline.batches(
+            inputs.source,
+            inputs.processor,
+            plan,
+            start_step=done,
+            num_steps=config.steps - done,
+            shards=local_data_shards(mesh),
+            prefetch=config.data.prefetch,
+        )
+        stop = opened.enter_context(_stop_on_ctrl_c())
+        progress = opened.enter_context(TrainProgress(total=config.steps, done=done))
         started = time.perf_counter()
         for step, batch in batches:
             state, metrics = step_fn(state, put_batch(batch, mesh))
@@ -90,12 +99,8 @@ def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
             seconds, started = time.perf_counter() - started, time.perf_counter()
             row |= {"step": step, "seconds": round(seconds, 4), "rows": batch.rows.tokens.shape[0]}
             row |= _fill(batch)
+            _check_finite(row, config)
             metrics_file.write(row)
-            if not np.isfinite(row["loss"]):
-                raise MarvelError(
-                    f"the loss is {row['loss']} at step {step}: lower optimizer.learning_rate "
-                    f"(now {config.optimizer.learning_rate}) and resume from the last checkpoint."
-                )
             done = step + 1
             progress.update(
                 done,
@@ -107,8 +112,6 @@ def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
                 checkpoints.save(state, step=done)
             if stop:
                 break
-    metrics_file.close()
-    checkpoints.close()
     return TrainResult(state, inputs, done, interrupted=done < config.steps)
 
 
@@ -170,6 +173,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _check_finite(row: dict[str, Any], config: TrainConfig) -> None:
+    # The gradient too: it spoils the weights a step before the loss shows it.
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(row[name]):
+            raise MarvelError(
+                f"the {name} is {row[name]} at step {row['step']}, at a rate of "
+                f"{row['learning_rate']:.3g}: train again in another --workdir with "
+                f"optimizer.learning_rate below {config.optimizer.learning_rate}."
+            )
 
 
 def _fill(batch: Any) -> dict[str, float]:

@@ -6,8 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from marvel_jax.errors import MarvelError
+
 if TYPE_CHECKING:  # a bare accelerator image has none of what configs need
     from marvel_jax.training.config import OptimizerConfig
+
+
+PUBLISHED_TEMPERATURE = 0.05
 
 
 def learning_rate_schedule(config: "OptimizerConfig", *, steps: int) -> optax.Schedule:
@@ -47,9 +52,22 @@ def decays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decide, params)
 
 
-def initial_log_temperature(config: "OptimizerConfig") -> jax.Array:
-    """The learned scalar at the start, float32."""
-    return jnp.log(jnp.float32(config.temperature))
+def initial_log_temperature(config: "OptimizerConfig", *, loaded: float | None) -> jax.Array:
+    """The learned scalar at the start, float32: the config's, else the loaded model's, else ours.
+
+    Raises:
+      MarvelError: the loaded temperature lies outside of the config's bounds.
+    """
+    start = config.temperature
+    if start is None:
+        start = PUBLISHED_TEMPERATURE if loaded is None else loaded
+        if not config.temperature_min <= start <= config.temperature_max:
+            raise MarvelError(
+                f"the model's temperature is {start:g}, outside of optimizer.temperature_min="
+                f"{config.temperature_min} and temperature_max={config.temperature_max}: widen "
+                "them, or give optimizer.temperature."
+            )
+    return jnp.log(jnp.float32(start))
 
 
 def clamp_temperature(params: dict[str, Any], config: "OptimizerConfig") -> dict[str, Any]:

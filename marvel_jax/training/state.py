@@ -27,12 +27,18 @@ class TrainState(NamedTuple):
 
 
 def initial_params(
-    config: Qwen2VLConfig, *, seed: int, model: dict[str, Any] | None, optimizer: "OptimizerConfig"
+    config: Qwen2VLConfig,
+    *,
+    seed: int,
+    model: dict[str, Any] | None,
+    optimizer: "OptimizerConfig",
+    temperature: float | None = None,
 ) -> dict[str, Any]:
-    """Random weights from `seed`, or the loaded `model`, with the starting temperature."""
+    """Random weights from `seed`, or the loaded `model`; and the `temperature` loaded with it."""
     if model is None:
         model = init_params(config, key=jax.random.key(seed))
-    return {"model": model, "log_temperature": initial_log_temperature(optimizer)}
+    log_temperature = initial_log_temperature(optimizer, loaded=temperature)
+    return {"model": model, "log_temperature": log_temperature}
 
 
 def state_shardings(
