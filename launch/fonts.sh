@@ -3,12 +3,13 @@
 
 # Noto Color Emoji draws every picture; Symbola draws the second, monochrome view of many of them.
 # package:file, the file as a shell pattern.
-FONTS="fonts-noto-color-emoji:NotoColorEmoji*.ttf fonts-symbola:Symbola*.[ot]tf"
+FONTS="fonts-noto-color-emoji:NotoColorEmoji.ttf fonts-symbola:Symbola[._]*ttf"
 
 font_folders() {
-  for folder in "${MARVEL_FONT_DIR:-}" "$root/.cache/fonts" /usr/share/fonts /usr/local/share/fonts \
+  if [ -n "${MARVEL_FONT_DIR:-}" ]; then tr ':' '\n' <<<"$MARVEL_FONT_DIR"; fi
+  for folder in "$root/.cache/fonts" /usr/share/fonts /usr/local/share/fonts \
     "$HOME/.fonts" "$HOME/.local/share/fonts" /Library/Fonts "$HOME/Library/Fonts"; do
-    if [ -n "$folder" ] && [ -d "$folder" ]; then echo "$folder"; fi
+    if [ -d "$folder" ]; then echo "$folder"; fi
   done
 }
 

@@ -1,19 +1,17 @@
 """`marvel ...`: parse, call, print; what is heavy is imported by the command that needs it."""
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.outcome import Outcome
-
-EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
+from marvel_jax.recipes.outcome import EXIT_ERROR, EXIT_INTERRUPTED, Outcome
 
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of standard output.")]
 ModelArg = Annotated[str, arg(help="A model: a Hugging Face folder or a Hub id.")]
@@ -59,15 +57,15 @@ def train(
     *,
     workdir: Annotated[Path, arg(help="Folder of the run; an unfinished run in it resumes.")],
     overrides: Annotated[
-        tuple[str, ...],
-        arg(name="set", help="Fields to change, as: --set steps=100 data.global-batch=256"),
+        UseAppendAction[tuple[tuple[str, ...], ...]],
+        arg(name="set", help="Fields to change, as: --set steps=100 model.dtype=bfloat16"),
     ] = (),
     json: Json = False,
 ) -> Outcome:
     """Trains what a config describes, and writes the model as a Hugging Face folder."""
     from marvel_jax.recipes.commands import run_training
 
-    return run_training(config, workdir, overrides=overrides)
+    return run_training(config, workdir, overrides=tuple(itertools.chain.from_iterable(overrides)))
 
 
 @app.command
@@ -160,7 +158,7 @@ def export(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs one command; exits 0 only if it succeeded, 130 if it was interrupted."""
+    """Runs one command; exits 0 only if it succeeded, 130 if interrupted, 2 on wrong arguments."""
     args = list(sys.argv[1:] if args is None else args)
     as_json = "--json" in args
     try:
@@ -170,18 +168,26 @@ def main(args: Sequence[str] | None = None) -> None:
             args=args,
         )
     except MarvelError as error:
-        if as_json:
-            print(json.dumps({"error": str(error)}, ensure_ascii=False))
-        print(f"marvel: {error}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
+        _fail(str(error), EXIT_ERROR, as_json=as_json)
     except KeyboardInterrupt:
-        print("\nmarvel: interrupted; run the same command again to go on.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        message = "interrupted; run the same command again to go on."
+        _fail(message, EXIT_INTERRUPTED, as_json=as_json)
+    except SystemExit as stop:
+        if stop.code and as_json:  # tyro has told a person what is wrong with the arguments
+            print(json.dumps({"error": "the arguments do not fit: see standard error."}))
+        raise
     for line in outcome.lines:
         print(line)
     if as_json:
         print(json.dumps(dict(outcome.facts), ensure_ascii=False))
     sys.exit(outcome.code)
+
+
+def _fail(message: str, code: int, *, as_json: bool) -> NoReturn:
+    if as_json:
+        print(json.dumps({"error": message}, ensure_ascii=False))
+    print(f"marvel: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

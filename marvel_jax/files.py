@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ _PARTIAL = ".partial-"
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yields a temporary sibling of `path`, renamed to `path` only if the body succeeds.
 
     A process killed inside the body leaves a `.partial-*` folder, never half of `path`; the next
     call removes what its predecessor left.
 
     Raises:
-      MarvelError: `path` exists and `replace` is False.
+      MarvelError: `path` exists.
     """
     path = Path(path)
-    if path.exists() and not replace:
+    if path.exists():
         raise MarvelError(f"{path} exists already: choose another folder, or remove it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}{_PARTIAL}"
@@ -38,20 +38,15 @@ def atomic_folder(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if path.exists():
-        retired = path.parent / f"{prefix}{uuid.uuid4().hex[:8]}"
-        path.replace(retired)
-        partial.replace(path)
-        shutil.rmtree(retired)
-    else:
-        partial.replace(path)
+    partial.replace(path)
 
 
 def write_text(path: Path | str, text: str) -> None:
     """Writes UTF-8 text to a temporary name and renames it, so that readers see all or nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{_PARTIAL}{uuid.uuid4().hex[:8]}")
+    # One name, so that what a killed process left is written over and not left for ever.
+    partial = path.with_name(f".{path.name}{_PARTIAL[:-1]}")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
@@ -76,6 +71,29 @@ def read_json(path: Path | str) -> Any:
         raise MarvelError(f"{path} is not valid JSON: {error}.") from error
 
 
+def read_json_object(path: Path | str) -> dict[str, Any]:
+    """Reads one JSON document that must be an object.
+
+    Raises:
+      MarvelError: the file is missing, is not JSON or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise MarvelError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def flatten(tree: Mapping[str, Any], *, separator: str, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}, for the separator "."."""
+    flat: dict[str, Any] = {}
+    for name, leaf in tree.items():
+        if isinstance(leaf, Mapping):
+            flat |= flatten(leaf, separator=separator, prefix=f"{prefix}{name}{separator}")
+        else:
+            flat[prefix + name] = leaf
+    return flat
+
+
 def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object) for each non-blank line.
 
@@ -85,12 +103,14 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise MarvelError(f"{path} does not exist.")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise MarvelError(f"{path}, line {number}: not UTF-8 text ({error}).") from error
             except json.JSONDecodeError as error:
                 message = f"{path}, line {number}: not valid JSON ({error.msg})."
                 raise MarvelError(message) from error

@@ -1,11 +1,13 @@
 """How an item becomes a vector, kept beside the weights so that inference cannot differ."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from marvel_jax import preprocessor
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import read_json
+from marvel_jax.files import read_json_object
 
 SETTINGS_FILE = "marvel.json"
 
@@ -42,6 +44,10 @@ class EmbeddingSettings:
             value = getattr(self, name)
             if value not in get_args(kind):
                 raise MarvelError(f"{name}={value!r}: choose one of {', '.join(get_args(kind))}.")
+        for name in ("min_pixels", "max_pixels", "max_text_tokens"):
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise MarvelError(f"{name}={value!r}: expected a whole number.")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise MarvelError(
                 f"min_pixels={self.min_pixels} must be positive and at most "
@@ -61,13 +67,20 @@ class EmbeddingSettings:
         """What a model folder's `marvel.json` says, `given` values (not None) before it.
 
         A folder without the file, one that others wrote, has the defaults; its pixel limits then
-        are those of its `preprocessor_config.json`.
+        are those of its image processor.
 
         Raises:
           MarvelError: the file is broken or names an unknown field.
         """
         path = folder / SETTINGS_FILE
-        found = read_json(path) if path.is_file() else _pixel_limits(folder)
+        if path.is_file():
+            found = read_json_object(path)
+        else:
+            pixels = preprocessor.read(folder)
+            found = {
+                "min_pixels": pixels.get("min_pixels", preprocessor.MIN_PIXELS),
+                "max_pixels": pixels.get("max_pixels", preprocessor.MAX_PIXELS),
+            }
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(found) - set(known))
         if unknown:
@@ -78,12 +91,18 @@ class EmbeddingSettings:
         return cls(**found)
 
 
-def _pixel_limits(folder: Path) -> dict[str, int]:
-    path = folder / "preprocessor_config.json"
-    pixels = read_json(path) if path.is_file() else {}
-    size = pixels.get("size") or {}
-    limits = {
-        "min_pixels": pixels.get("min_pixels") or size.get("shortest_edge"),
-        "max_pixels": pixels.get("max_pixels") or size.get("longest_edge"),
-    }
-    return {name: int(value) for name, value in limits.items() if value}
+def check_tokenizer(
+    special: Callable[[str], int], *, image_token_id: int, vocab_size: int, name: str
+) -> None:
+    """Holds a tokenizer, by the id it gives a special token, against a model's config.
+
+    Raises:
+      MarvelError: they do not belong together; unnoticed, wrong rows of the table would be read.
+    """
+    found = special("<|image_pad|>")
+    if found != image_token_id or found >= vocab_size:
+        raise MarvelError(
+            f"{name}: the tokenizer's <|image_pad|> is {found}, but config.json says "
+            f"image_token_id={image_token_id} of vocab_size={vocab_size}. The tokenizer is another "
+            "model's: put this model's own beside its weights."
+        )

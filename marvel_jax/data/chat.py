@@ -39,7 +39,8 @@ class ChatTokenizer:
         self._text.no_truncation()
         self._text.no_padding()
         ids = set(self._text.get_vocab(with_added_tokens=False).values()) | set(added.values())
-        self.size = len(ids)
+        # Ids may have gaps: what a table needs is a row for the largest.
+        self.size = max(ids, default=-1) + 1
         self._added = added
         for marker in MARKERS:
             self._added.setdefault(marker, max(ids, default=-1) + 1)

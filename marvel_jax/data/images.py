@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from marvel_jax import files
+from marvel_jax import files, preprocessor
 from marvel_jax.data.items import Image
 from marvel_jax.errors import MarvelError
 
@@ -65,35 +65,23 @@ class ImageGeometry:
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "ImageGeometry":
-        """Reads a Hugging Face folder's `preprocessor_config.json` (or `processor_config.json`).
+        """Reads a Hugging Face folder's image processor, whichever file describes it.
 
         Raises:
-          MarvelError: neither file is there, or it asks for a resize that we do not do.
+          MarvelError: no file does, or it asks for a preparation that we do not do.
         """
-        path = Path(folder) / "preprocessor_config.json"
-        nested = Path(folder) / "processor_config.json"
-        if path.is_file() or not nested.is_file():
-            found = files.read_json(path)
-        else:
-            path, found = nested, files.read_json(nested).get("image_processor", {})
-        if found.get("resample", 3) != 3 or not found.get("do_resize", True):
+        if preprocessor.find(folder) is None:
             raise MarvelError(
-                f"{path}: only a bicubic resize (do_resize true, resample 3) is supported; found "
-                f"do_resize {found.get('do_resize', True)}, resample {found.get('resample')}."
+                f"{folder} has no preprocessor_config.json: put the model's own beside its weights."
             )
-        size = found.get("size") or {}
+        found = preprocessor.read(folder)
         default = cls()
-        limits = {
-            "min_pixels": size.get("shortest_edge") or size.get("min_pixels"),
-            "max_pixels": size.get("longest_edge") or size.get("max_pixels"),
-        }
-        # Older files carry both spellings; there the flat fields are the ones that were read.
         return cls(
             patch_size=found.get("patch_size", default.patch_size),
             merge_size=found.get("merge_size", default.merge_size),
             temporal_patch_size=found.get("temporal_patch_size", default.temporal_patch_size),
-            min_pixels=found.get("min_pixels") or limits["min_pixels"] or 56 * 56,
-            max_pixels=found.get("max_pixels") or limits["max_pixels"] or 28 * 28 * 1280,
+            min_pixels=found.get("min_pixels", preprocessor.MIN_PIXELS),
+            max_pixels=found.get("max_pixels", preprocessor.MAX_PIXELS),
         )
 
     def to_preprocessor_dict(self) -> dict[str, Any]:

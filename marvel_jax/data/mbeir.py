@@ -305,7 +305,7 @@ def _read_qrels(
         raise MarvelError(f"{path} does not exist: the queries of {queries.files[0].path} need it.")
     query_table, pool_table = IdTable(queries, "qid"), IdTable(pool, "did")
     relevant: dict[str, set[str]] = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:  # a broken id is then unknown
         for number, line in enumerate(lines, start=1):
             columns = line.split()
             if not columns:

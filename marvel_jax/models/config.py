@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from marvel_jax import preprocessor
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import read_json
+from marvel_jax.files import read_json_object
 
 # The normalisation that OpenAI's CLIP was trained with; Qwen2-VL's processor uses it too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -136,17 +137,16 @@ class Qwen2VLConfig:
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Self:
-        """Reads `config.json`, and the pixel mean and deviation from `preprocessor_config.json`.
+        """Reads `config.json`, and the pixel mean and deviation of the image processor.
 
         Raises:
           MarvelError: a file is missing or broken, or describes a model that this is not.
         """
         folder = Path(folder)
         path = folder / "config.json"
-        processor = folder / "preprocessor_config.json"
-        pixels = read_json(processor) if processor.is_file() else {}
+        pixels = preprocessor.read(folder)
         try:
-            return cls.from_dict(read_json(path), preprocessor=pixels)
+            return cls.from_dict(read_json_object(path), pixels=pixels)
         except MarvelError as error:
             if str(error).startswith(str(path)):
                 raise
@@ -154,7 +154,7 @@ class Qwen2VLConfig:
 
     @classmethod
     def from_dict(
-        cls, values: Mapping[str, Any], *, preprocessor: Mapping[str, Any] | None = None
+        cls, values: Mapping[str, Any], *, pixels: Mapping[str, Any] | None = None
     ) -> Self:
         """Reads the flat layout of the hub's published files or the nested one of transformers 5.
 
@@ -168,7 +168,7 @@ class Qwen2VLConfig:
         tower = values.get("vision_config")
         if not isinstance(tower, Mapping):
             raise MarvelError("field vision_config is missing: this is not a Qwen2-VL config.")
-        vision = _vision_config(tower, text, preprocessor or {})
+        vision = _vision_config(tower, text, pixels or {})
         # transformers 4 wrote it in text_config, and then at the top with the default.
         tied = values.get("tie_word_embeddings") or fields.get("tie_word_embeddings")
         tokens = {field: values.get(field, fields.get(field)) for field in _TOKENS}
@@ -230,7 +230,7 @@ def _text_config(values: Mapping[str, Any], where: str) -> TextConfig:
 
 
 def _vision_config(
-    values: Mapping[str, Any], text: TextConfig, preprocessor: Mapping[str, Any]
+    values: Mapping[str, Any], text: TextConfig, pixels: Mapping[str, Any]
 ) -> VisionConfig:
     _expect(values, "hidden_act", ("quick_gelu",), "vision_config.")
     width = values.get("hidden_size", text.hidden_size)
@@ -245,8 +245,8 @@ def _vision_config(
     rope = values.get("rope_parameters") or {}
     read["rope_theta"] = float(rope.get("rope_theta", 10_000.0))
     for field in ("image_mean", "image_std"):
-        if field in preprocessor:
-            read[field] = tuple(float(value) for value in preprocessor[field])
+        if field in pixels:
+            read[field] = tuple(float(value) for value in pixels[field])
     return VisionConfig(**read)
 
 

@@ -122,7 +122,6 @@ def save(
     tokenizer_from: Path | str | None = None,
     documents: Mapping[str, Mapping[str, Any]] | None = None,
     max_shard_bytes: int = 4 * 2**30,
-    replace: bool = False,
 ) -> None:
     """Writes a folder that transformers 5 loads to the same embeddings; all of it or nothing.
 
@@ -136,17 +135,16 @@ def save(
       documents: further JSON files by name, such as preprocessor_config.json (the pixels' mean and
         deviation in it are the config's); they win over copied ones.
       max_shard_bytes: above this size the weights are cut into several files with an index.
-      replace: whether a folder that exists gives way, once the new one is whole.
 
     Raises:
-      MarvelError: the folder exists and `replace` is False; or params and config do not fit.
+      MarvelError: the folder exists; or params and config do not fit.
     """
     if attention not in ("bidirectional", "causal"):
         raise MarvelError(f"attention {attention!r} is unknown: use bidirectional or causal.")
     flat = names.flatten(params)
     _check_params(flat, config)
     dtype = jnp.dtype(flat["language/token_embedding"].dtype).name
-    with atomic_folder(folder, replace=replace) as partial:
+    with atomic_folder(folder) as partial:
         _describe(partial, config, attention, dtype, tokenizer_from, documents or {})
         _write_weights(partial, _hub_tensors(flat, config, temperature), max_shard_bytes)
 

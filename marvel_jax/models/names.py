@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from marvel_jax import files
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
 
@@ -131,15 +132,9 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{"a": {"b": x}} to {"a/b": x}."""
-    flat: dict[str, Any] = {}
-    for name, leaf in tree.items():
-        if isinstance(leaf, Mapping):
-            flat |= flatten(leaf, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = leaf
-    return flat
+    return files.flatten(tree, separator="/")
 
 
 def match(keys: Iterable[str], config: Qwen2VLConfig) -> dict[str, list[str]]:

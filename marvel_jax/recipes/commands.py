@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
 from marvel_jax.data import emoji
@@ -15,7 +14,8 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files, read_jsonl, write_json
 from marvel_jax.models import hub
 from marvel_jax.recipes.evaluation import Ticker, evaluate_embedder, score_table
-from marvel_jax.recipes.outcome import Outcome
+from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, Outcome
+from marvel_jax.recipes.overrides import override
 from marvel_jax.retrieval import exact
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates
@@ -23,8 +23,7 @@ from marvel_jax.retrieval.scann_index import ScannIndex, describe
 from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.settings import SETTINGS_FILE, EmbeddingSettings
 from marvel_jax.training.config import TrainConfig
-
-EXIT_INTERRUPTED = 130
+from marvel_jax.training.state import parameter_count
 
 
 def build_emoji(out: Path, *, seed: int) -> Outcome:
@@ -39,12 +38,15 @@ def build_emoji(out: Path, *, seed: int) -> Outcome:
     counted = built.manifest["emoji"]
     queries = sum(built.manifest["training_queries"].values())
     facts = {"out": str(out), "emoji": counted["drawn"], "training_queries": queries}
+    undrawn = (
+        f"not drawn: {counted['without_glyph']} without a glyph in the font, "
+        f"{counted['falling_apart']} that fall apart into several"
+    )
     return Outcome(
         facts,
         [
             f"{counted['drawn']:,} emoji drawn, {queries:,} training queries",
-            f"not drawn: {counted['without_glyph']} without a glyph in the font, "
-            f"{counted['falling_apart']} that fall apart into several",
+            undrawn,
             f"{out}: M-BEIR layout, tokenizer/, tfds/, manifest.json",
         ],
     )
@@ -69,7 +71,7 @@ def run_training(config: Path, workdir: Path, *, overrides: tuple[str, ...]) -> 
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
-    """The `config` that a Python file defines, with fields changed as `a.b=value`.
+    """The `config` that a Python file defines, with fields changed (see `override`).
 
     Raises:
       MarvelError: the file is missing, fails, or defines no TrainConfig; or an override names no
@@ -91,20 +93,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         found = type(config).__name__
         raise MarvelError(f"{path} must define `config`, a TrainConfig; found {found}.")
-    if not overrides:
-        return config
-    arguments = []
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals:
-            raise MarvelError(f"--set {override}: expected NAME=VALUE, as in steps=100.")
-        arguments += [f"--{name.replace('_', '-')}", value]
-    try:
-        return tyro.cli(TrainConfig, default=config, args=arguments, prog="--set")
-    except SystemExit as error:
-        raise MarvelError(
-            f"--set {' '.join(overrides)} does not fit {path} (see above)."
-        ) from error
+    return override(config, overrides)
 
 
 def export_run(run: Path, *, out: Path) -> Outcome:
@@ -129,7 +118,7 @@ def import_checkpoint(source: str, *, out: Path) -> Outcome:
         tokenizer_from=folder,
         documents={SETTINGS_FILE: settings.to_dict()},
     )
-    count = sum(leaf.size for leaf in _leaves(checkpoint.params))
+    count = parameter_count(checkpoint.params)
     facts = {"out": str(out), "parameters": count, "settings": settings.to_dict()}
     return Outcome(facts, [f"{out}: {count:,} parameters, every weight accounted for"])
 
@@ -171,7 +160,12 @@ def read_items(path: Path) -> list[Candidate]:
             raise MarvelError(f"{path}, line {number}: expected an id (text), found {id!r}.")
         if id in found:
             raise MarvelError(f"{path}, line {number}: id {id!r} occurs twice; rename one.")
-        if not text and not image:
+        for name, value in (("text", text), ("image", image)):
+            if value is not None and not isinstance(value, str):
+                raise MarvelError(
+                    f"{path}, line {number}: {id!r} has {name} {value!r}; expected text or null."
+                )
+        if not image and not (text and text.strip()):
             raise MarvelError(f"{path}, line {number}: {id!r} has neither text nor image.")
         item = Item.of(text=text, image=path.parent / image if image else None, id=id)
         found[id] = Candidate(id, item, item.modality)
@@ -240,11 +234,3 @@ def evaluate_model(model: str, *, data: Path, workdir: Path, seed: int, scann: b
     facts = evaluated.evaluation.to_dict()
     write_json(workdir / "scores.json", facts)
     return Outcome(facts, score_table(evaluated.evaluation))
-
-
-def _leaves(tree: dict[str, Any]) -> list[Any]:
-    return [
-        leaf
-        for value in tree.values()
-        for leaf in (_leaves(value) if isinstance(value, dict) else [value])
-    ]

@@ -8,28 +8,33 @@ from marvel_jax.training.config import DataConfig, ModelConfig, OptimizerConfig,
 # Pictures are shown at 56 x 56 pixels: 16 patches, 4 visual tokens.
 _SIDE = 56
 
-# Task id -> share of a batch.
-TASK_WEIGHTS = {0: 4.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 0.3, 6: 1.0, 7: 2.5, 8: 1.0}
+# Task id -> share of a batch. Text to picture is the hardest: 14 languages meet 3,789 pictures.
+# Task 4 (i->i) is only evaluated: a thousand pairs of drawings teach too little in this time.
+TASK_WEIGHTS = {0: 7.0, 1: 1.0, 2: 0.6, 3: 1.6, 6: 1.0, 7: 1.0, 8: 0.5}
 
 
 def architecture() -> Qwen2VLConfig:
     """Qwen2-VL in small; vocabulary and special tokens are taken from the corpus's tokenizer."""
+    # Wider initial weights than the published 0.02, which is meant for widths in the thousands.
     return Qwen2VLConfig(
-        vision=VisionConfig(depth=3, embed_dim=128, num_heads=4, mlp_ratio=2),
+        vision=VisionConfig(
+            depth=2, embed_dim=128, num_heads=4, mlp_ratio=2, initializer_range=0.05
+        ),
         text=TextConfig(
             vocab_size=8000,
             hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=4,
+            intermediate_size=512,
+            num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
             mrope_section=(8, 12, 12),
+            initializer_range=0.05,
         ),
         tie_word_embeddings=True,
     )
 
 
-def train_config(corpus: str, *, seed: int = 0, steps: int = 600) -> TrainConfig:
+def train_config(corpus: str, *, seed: int = 0, steps: int = 1400) -> TrainConfig:
     """The training run of the quickstart, on the corpus folder that `marvel data emoji` wrote."""
     return TrainConfig(
         data=DataConfig(
@@ -44,7 +49,7 @@ def train_config(corpus: str, *, seed: int = 0, steps: int = 600) -> TrainConfig
             min_pixels=_SIDE**2 // 4, max_pixels=_SIDE**2, max_text_tokens=48
         ),
         optimizer=OptimizerConfig(
-            learning_rate=1.5e-3,
+            learning_rate=3e-3,
             warmup_fraction=0.05,
             b2=0.98,
             temperature_min=0.02,
@@ -52,5 +57,6 @@ def train_config(corpus: str, *, seed: int = 0, steps: int = 600) -> TrainConfig
         ),
         steps=steps,
         seed=seed,
-        checkpoint_every=100,
+        symmetric_loss=True,
+        checkpoint_every=200,
     )

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from marvel_jax.data.mbeir import MbeirFolder, TestSet
-from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates, encode_queries
 from marvel_jax.retrieval.protocols import Evaluation, RetrievalSet, evaluate
-from marvel_jax.retrieval.scann_index import ScannIndex
+from marvel_jax.retrieval.scann_index import ScannIndex, ScannUnavailableError
 from marvel_jax.retrieval.store import VectorStore
 
 Say = Callable[[str], None]
@@ -27,7 +26,6 @@ class Evaluated:
     store: VectorStore
     sets: Mapping[str, RetrievalSet]
     test_sets: Mapping[str, TestSet]
-    encode_seconds: float
 
 
 def evaluate_embedder(
@@ -39,14 +37,14 @@ def evaluate_embedder(
     scann: bool = True,
     say: Say = lambda line: None,
 ) -> Evaluated:
-    """Encodes the union pool into `workdir/store`, builds `workdir/index`, and scores every set.
+    """Encodes the union pool into `workdir/store` and the queries into `workdir/queries/`, builds
+    `workdir/index`, and scores every set.
 
     What is there already, whole and of the same model, is used again.
     """
     test_sets = {one.name: one for one in layout.test_sets()}
     sets = {name: RetrievalSet.of(one) for name, one in test_sets.items()}
     pool = layout.pool("test")
-    started = time.perf_counter()
     say(f"encoding {len(pool):,} candidates")
     store = encode_candidates(
         embedder,
@@ -57,10 +55,17 @@ def evaluate_embedder(
     )
     say(f"encoding {sum(len(one.queries) for one in test_sets.values()):,} queries")
     vectors: dict[str, np.ndarray] = {
-        name: encode_queries(embedder, one.queries, layout.instructions, seed=seed)
+        name: encode_queries(
+            embedder,
+            one.queries,
+            layout.instructions,
+            workdir / "queries" / f"seed-{seed}" / name,
+            seed=seed,
+            source_hash=hash_files(*(file.path for file in one.queries.files)),
+            progress=Ticker(say, f"queries of {name}"),
+        ).vectors()
         for name, one in test_sets.items()
     }
-    encode_seconds = time.perf_counter() - started
     index = open_or_build(workdir / "index", store, say=say) if scann else None
     modality = {candidate.id: candidate.modality for candidate in pool}
     evaluation = evaluate(
@@ -71,8 +76,9 @@ def evaluate_embedder(
         index=index,
         modality_of=modality.__getitem__,
         seed=seed,
+        progress=lambda name: say(f"searching for {name}"),
     )
-    return Evaluated(evaluation, store, sets, test_sets, encode_seconds)
+    return Evaluated(evaluation, store, sets, test_sets)
 
 
 def open_or_build(path: Path, store: VectorStore, *, say: Say) -> ScannIndex | None:
@@ -82,7 +88,7 @@ def open_or_build(path: Path, store: VectorStore, *, say: Say) -> ScannIndex | N
     say("building the ScaNN index")
     try:
         return ScannIndex.build(store, path=path)
-    except MarvelError as error:
+    except ScannUnavailableError as error:
         say(str(error))
         return None
 

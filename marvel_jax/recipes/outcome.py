@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -1,5 +1,6 @@
 """The public face: a model folder in, unit vectors out."""
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,14 +19,23 @@ from rich.console import Console
 from marvel_jax.data.batch import Rows, RowShape, build_rows, row_batches
 from marvel_jax.data.items import Item
 from marvel_jax.data.processor import Processor
+from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_bytes
 from marvel_jax.models import hub
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.qwen2_vl import embed
-from marvel_jax.settings import Attention, EmbeddingSettings, Pooling, Positions, Template
+from marvel_jax.settings import (
+    Attention,
+    EmbeddingSettings,
+    Pooling,
+    Positions,
+    Template,
+    check_tokenizer,
+)
 
 Progress = Callable[[int, int], None]
 
+_DTYPES = ("float32", "bfloat16", "float16")
 _SHORTEST_ROW = 64  # tokens; shorter rows make more calls, longer ones waste attention
 _SHORTEST_ITEM = 4  # tokens: the templates alone are no shorter
 
@@ -46,14 +56,17 @@ class Embedder:
         attention: Attention = "bidirectional",
         pooling: Pooling = "mean",
     ) -> None:
-        self.architecture = architecture
         self.processor = processor
         self.attention = attention
         self.pooling = pooling
-        self._dtype = jnp.dtype(dtype)
+        self._dtype = _checked_dtype(dtype)
         self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self._dtype), params)
         if processor.marker_ids:
             self._params = _with_marker_rows(self._params, processor.marker_ids)
+            rows = self._params["language"]["token_embedding"].shape[0]
+            text = dataclasses.replace(architecture.text, vocab_size=rows)
+            architecture = dataclasses.replace(architecture, text=text)
+        self.architecture = architecture
         self._embed = jax.jit(
             partial(
                 embed, config=architecture, attention=attention, pooling=pooling, dtype=self._dtype
@@ -96,7 +109,7 @@ class Embedder:
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
-        checkpoint = hub.load(path, dtype=jnp.dtype(dtype))
+        checkpoint = hub.load(path, dtype=_checked_dtype(dtype))
         processor = Processor.from_folder(
             path,
             template=settings.template,
@@ -105,6 +118,12 @@ class Embedder:
             max_pixels=settings.max_pixels,
             max_text_tokens=settings.max_text_tokens,
             generation_prompt=generation_prompt,
+        )
+        check_tokenizer(
+            processor.tokenizer.special,
+            image_token_id=checkpoint.config.image_token_id,
+            vocab_size=checkpoint.config.text.vocab_size,
+            name=str(path),
         )
         return cls(
             checkpoint.params,
@@ -140,7 +159,9 @@ class Embedder:
     def manifest_fields(self) -> dict[str, Any]:
         """What decides a vector besides the item; stores and indexes are checked against it."""
         geometry = self.processor.geometry
+        # In this order, so that a refusal names what says most of what differs.
         return {
+            "dimension": self.dimension,
             "model_hash": self.model_hash,
             "template": self.processor.template,
             "attention": self.attention,
@@ -148,7 +169,8 @@ class Embedder:
             "positions": self.processor.positions,
             "min_pixels": geometry.min_pixels,
             "max_pixels": geometry.max_pixels,
-            "dimension": self.dimension,
+            # Tokenizer, length limits and all else that decides what the model reads.
+            "processor_hash": self.processor.fingerprint,
         }
 
     def encode(
@@ -165,18 +187,17 @@ class Embedder:
           items: any mix of text and images.
           instruction: for items that bring none of their own; it is read by the model and left
             out of the mean.
-          batch_tokens: tokens a forward pass, padding included; it bounds memory and does not
-            change a vector.
+          batch_tokens: tokens a forward pass, padding included (an item longer than that goes
+            alone); it bounds memory and does not change a vector.
           progress: True for a progress bar, or a function of (items done, items in all).
 
         Raises:
           MarvelError: an image cannot be read (the message names the item and the file), or an
             item has no content.
         """
-        listed = [
-            item if item.instruction is not None else item.with_instruction(instruction)
-            for item in items
-        ]
+        if batch_tokens < 1:
+            raise MarvelError(f"batch_tokens={batch_tokens}: give a positive number, as 4096.")
+        listed = [_instructed(item, instruction) for item in items]
         vectors = np.zeros((len(listed), self.dimension), np.float32)
         with _reporter(progress, total=len(listed)) as report:
             done = 0
@@ -197,7 +218,11 @@ class Embedder:
         for group in (np.flatnonzero(~pictured), np.flatnonzero(pictured)):
             if not len(group):
                 continue
-            shape, num_rows = encoding_rows(lengths[group], batch_tokens=batch_tokens)
+            shape, num_rows = encoding_rows(
+                lengths[group],
+                batch_tokens=batch_tokens,
+                merge_area=self.processor.geometry.merge_area,
+            )
 
             def prepare(
                 placement: list[list[int]],
@@ -222,10 +247,13 @@ class Embedder:
                     yield indices, np.asarray(found.vectors).reshape(-1, self.dimension)[slots]
 
 
-def encoding_rows(lengths: np.ndarray, *, batch_tokens: int) -> tuple[RowShape, int]:
+def encoding_rows(
+    lengths: np.ndarray, *, batch_tokens: int, merge_area: int
+) -> tuple[RowShape, int]:
     """The row shape and number of rows to encode items of (tokens, patches) [N, 2] in.
 
-    Sizes come from a coarse grid, so that calls with like items share one compilation.
+    Sizes come from a coarse grid, so that calls with like items share one compilation. Patches
+    come in whole visual tokens, `merge_area` of them in each.
 
     Returns:
       The shape, and the number of rows: `batch_tokens` in all, fewer for few items.
@@ -235,7 +263,8 @@ def encoding_rows(lengths: np.ndarray, *, batch_tokens: int) -> tuple[RowShape, 
     mean_tokens, mean_patches = lengths.mean(axis=0)
     row_patches = 0
     if patches:
-        row_patches = _grid(max(int(patches), round(row_tokens * mean_patches / mean_tokens)))
+        wanted = max(int(patches), round(row_tokens * mean_patches / mean_tokens))
+        row_patches = merge_area * _grid(-(-wanted // merge_area))
     shape = RowShape(
         tokens=row_tokens,
         patches=row_patches,
@@ -247,8 +276,23 @@ def encoding_rows(lengths: np.ndarray, *, batch_tokens: int) -> tuple[RowShape, 
 
 def _grid(size: int) -> int:
     """The next power of two, or three quarters of it."""
-    power = 1 << max(3, (size - 1).bit_length())
+    power = 1 << (size - 1).bit_length()
     return power * 3 // 4 if size <= power * 3 // 4 else power
+
+
+def _instructed(item: Item, instruction: str | None) -> Item:
+    if not isinstance(item, Item):
+        raise MarvelError(
+            f"encode takes items, found {type(item).__name__}: wrap it, as Item.of(text=...) or "
+            "Item.of(image=...)."
+        )
+    return item if item.instruction is not None else item.with_instruction(instruction)
+
+
+def _checked_dtype(name: str) -> Any:
+    if name not in _DTYPES:
+        raise MarvelError(f"dtype={name!r}: choose one of {', '.join(_DTYPES)}.")
+    return jnp.dtype(name)
 
 
 def _with_marker_rows(params: dict[str, Any], marker_ids: Mapping[str, int]) -> dict[str, Any]:
@@ -257,9 +301,8 @@ def _with_marker_rows(params: dict[str, Any], marker_ids: Mapping[str, int]) -> 
     `<emb>` keeps the table's row where there is one: a reserved row of the published weights.
     """
     table = params["language"]["token_embedding"]
-    first = min(marker_ids.values())
-    mean = table[:first].astype(jnp.float32).mean(axis=0).astype(table.dtype)
     emb = marker_ids["<emb>"]
+    mean = table[: emb + 1].astype(jnp.float32).mean(axis=0).astype(table.dtype)
     size = max(table.shape[0], max(marker_ids.values()) + 1)
     grown = jnp.tile(mean, (size, 1)).at[: table.shape[0]].set(table)
     for marker, row in marker_ids.items():

@@ -65,6 +65,10 @@ class ScannConfig:
         return ScannConfig(kind, leaves, min(search, leaves), self.reorder or 512)
 
 
+class ScannUnavailableError(MarvelError):
+    """ScaNN has no build for this platform; exact search does the work."""
+
+
 class Speed(NamedTuple):
     """Milliseconds a query: one at a time (median), and in one batch of many."""
 
@@ -251,7 +255,7 @@ def _scann() -> ModuleType:
     try:
         from scann import scann_ops_pybind
     except ImportError as error:
-        raise MarvelError(
+        raise ScannUnavailableError(
             f"ScaNN cannot be loaded ({error}). It has wheels for Linux only (x86-64 and aarch64): "
             "there `pip install scann`; elsewhere use exact search."
         ) from error

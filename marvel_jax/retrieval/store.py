@@ -26,6 +26,7 @@ class Manifest:
     """What made the vectors (the embedder's fields) and what they are (the store's fields)."""
 
     model_hash: str
+    processor_hash: str
     template: str
     attention: str
     pooling: str

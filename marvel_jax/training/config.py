@@ -97,6 +97,7 @@ class DataConfig:
             self.global_batch > 1,
             f"data.global_batch={self.global_batch}: a contrastive batch needs at least 2 pairs.",
         )
+        _require(self.prefetch > 0, f"data.prefetch={self.prefetch} must be at least 1.")
         weights = self.task_weights
         if weights is not None:
             _require(

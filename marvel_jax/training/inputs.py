@@ -14,9 +14,10 @@ from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.data.processor import Processor
 from marvel_jax.data.tfds_source import TfdsSource
 from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_files
 from marvel_jax.models import hub
 from marvel_jax.models.config import Qwen2VLConfig
-from marvel_jax.settings import EmbeddingSettings
+from marvel_jax.settings import EmbeddingSettings, check_tokenizer
 from marvel_jax.training.config import DataConfig, TrainConfig
 
 # Small pictures that a run meets again and again are decoded once.
@@ -32,6 +33,7 @@ class Inputs(NamedTuple):
     architecture: Qwen2VLConfig
     model: dict[str, Any] | None  # loaded weights; None = from scratch
     temperature: float | None  # as loaded
+    weights_hash: str | None  # content of the loaded files; None = from scratch
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
@@ -40,20 +42,42 @@ def open_inputs(config: TrainConfig) -> Inputs:
     Raises:
       MarvelError: one is missing, or the tokenizer does not fit the architecture.
     """
+    if config.embedding.template == "umarvel_released":
+        raise MarvelError(
+            "embedding.template='umarvel_released' is for weights that were trained with it: it "
+            "makes its marker tokens anew at every load, so training them would be lost. Train "
+            "with template='marvel'."
+        )
     source = open_source(config.data)
     if config.model.source is not None:
         folder = hub.resolve(config.model.source)
         checkpoint = hub.load(folder, dtype=jnp.float32)
         architecture, model = checkpoint.config, checkpoint.params
         temperature = checkpoint.temperature
+        weights_hash = hash_files(*sorted(folder.glob("*.safetensors")))
     else:
         folder = Path(config.data.path) / TOKENIZER_FOLDER
         assert config.model.scratch is not None  # ModelConfig checks it
-        architecture, model, temperature = config.model.scratch, None, None
+        architecture, model = config.model.scratch, None
+        temperature = weights_hash = None
     processor = make_processor(folder, config.embedding, architecture)
     if model is None:
         architecture = fit_to_tokenizer(architecture, processor)
-    return Inputs(source, processor, folder, architecture, model, temperature)
+    else:
+        check_tokenizer(
+            processor.tokenizer.special,
+            image_token_id=architecture.image_token_id,
+            vocab_size=architecture.text.vocab_size,
+            name=str(folder),
+        )
+    merge_area = processor.geometry.merge_area
+    if config.data.row.patches % merge_area:
+        whole = -(-config.data.row.patches // merge_area) * merge_area
+        raise MarvelError(
+            f"data.row.patches={config.data.row.patches} is not a multiple of {merge_area}, the "
+            f"patches of one visual token: use {whole}."
+        )
+    return Inputs(source, processor, folder, architecture, model, temperature, weights_hash)
 
 
 def open_source(config: DataConfig) -> RetrievalSource:

@@ -15,7 +15,7 @@ import jax
 from marvel_jax.data import lengths, pipeline
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import hash_json, read_json, write_json
+from marvel_jax.files import flatten, read_json_object, write_json
 from marvel_jax.parallel.mesh import data_shards, make_mesh
 from marvel_jax.parallel.sharding import local_data_shards, put_batch
 from marvel_jax.training.checkpoints import Checkpoints
@@ -26,6 +26,8 @@ from marvel_jax.training.optimizer import make_optimizer
 from marvel_jax.training.state import TrainState, create_state, initial_params
 from marvel_jax.training.step import make_train_step
 from marvel_jax.training.trackers import MetricsFile, TrainProgress
+
+_RECIPE = "recipe.json"
 
 
 class TrainResult(NamedTuple):
@@ -50,8 +52,8 @@ def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
     """
     workdir = Path(workdir)
     inputs = open_inputs(config)
-    claim_workdir(workdir, config, inputs)
-    write_blueprint(workdir, inputs, config.embedding)
+    described = describe(config, inputs)
+    require_same_run(workdir, described)
     mesh = make_mesh(config.mesh)
     shards = data_shards(mesh)
     if config.data.global_batch % shards:
@@ -60,6 +62,9 @@ def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
             f"shards of the mesh: use {-(-config.data.global_batch // shards) * shards}."
         )
     plan = make_plan(config, inputs, shards=shards, cache=workdir)
+    # Only now: a config that cannot be trained must not keep the folder for itself.
+    write_json(workdir / _RECIPE, described)
+    write_blueprint(workdir, inputs, config.embedding)
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     params = initial_params(
         inputs.architecture,
@@ -127,52 +132,39 @@ def make_plan(config: TrainConfig, inputs: Inputs, *, shards: int, cache: Path |
     return Plan(index, config_of_plan, num_shards=shards)
 
 
-def claim_workdir(workdir: Path, config: TrainConfig, inputs: Inputs) -> None:
-    """Writes `recipe.json`, or holds the config against the one that is there.
+def require_same_run(workdir: Path, described: dict[str, Any]) -> None:
+    """Holds a run against the one whose `recipe.json` is in the folder, if there is one.
 
     Raises:
       MarvelError: the folder belongs to a run with another config or other data.
     """
-    described = describe(config, inputs)
-    path = workdir / "recipe.json"
+    path = workdir / _RECIPE
     if not path.exists():
-        write_json(path, described)
         return
-    found = read_json(path)
-    differing = sorted(
-        key
-        for key in flatten(described).keys() | flatten(found).keys()
-        if flatten(described).get(key) != flatten(found).get(key)
-    )
+    ours = flatten(described, separator=".")
+    theirs = flatten(read_json_object(path), separator=".")
+    names = ours.keys() | theirs.keys()
+    differing = sorted(name for name in names if ours.get(name) != theirs.get(name))
     if differing:
-        key = differing[0]
+        name = differing[0]
         raise MarvelError(
-            f"{workdir} holds a run with other settings ({', '.join(differing[:5])}): {key} was "
-            f"{flatten(found).get(key)!r} and is now {flatten(described).get(key)!r}. Resume with "
-            "the old settings, or choose another --workdir."
+            f"{workdir} holds a run with other settings ({', '.join(differing[:5])}): {name} was "
+            f"{theirs.get(name)!r} and is now {ours.get(name)!r}. Resume with the old settings, or "
+            "choose another --workdir."
         )
 
 
 def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
-    """What decides the result of a run: its config and the content of its data."""
+    """What decides the result of a run: its config and the content of its data and weights."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    # The mesh and the pace of saving may change between resumes; a moved folder is the same data.
+    # The mesh and the pace of saving may change between resumes.
     for key in ("mesh", "sharding", "checkpoint_every"):
         plain.pop(key)
+    # A folder that has moved is the same folder: content counts, not its path.
     plain["data"].pop("path")
     plain["data"].pop("prefetch")
-    return {"config": plain, "data": inputs.source.fingerprint, "hash": hash_json(plain)}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    plain["model"].pop("source")
+    return {"config": plain, "data": inputs.source.fingerprint, "weights": inputs.weights_hash}
 
 
 def _check_finite(row: dict[str, Any], config: TrainConfig) -> None:
@@ -181,8 +173,8 @@ def _check_finite(row: dict[str, Any], config: TrainConfig) -> None:
         if not math.isfinite(row[name]):
             raise MarvelError(
                 f"the {name} is {row[name]} at step {row['step']}, at a rate of "
-                f"{row['learning_rate']:.3g}: train again in another --workdir with "
-                f"optimizer.learning_rate below {config.optimizer.learning_rate}."
+                f"{row['learning_rate']:.3g}: lower optimizer.learning_rate (now "
+                f"{config.optimizer.learning_rate}) in a new --workdir."
             )
 
 

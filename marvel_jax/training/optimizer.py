@@ -20,7 +20,7 @@ def learning_rate_schedule(config: "OptimizerConfig", *, steps: int) -> optax.Sc
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=max(1, round(config.warmup_fraction * steps)),
+        warmup_steps=min(max(1, round(config.warmup_fraction * steps)), max(1, steps - 1)),
         decay_steps=max(2, steps),
     )
 

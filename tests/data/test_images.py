@@ -208,7 +208,7 @@ def test_a_folder_without_or_with_another_preprocessor_is_refused(tmp_path) -> N
     with pytest.raises(MarvelError, match=r"preprocessor_config\.json"):
         ImageGeometry.from_folder(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 2}))
-    with pytest.raises(MarvelError, match="resample 2"):
+    with pytest.raises(MarvelError, match="resample is 2"):
         ImageGeometry.from_folder(tmp_path)
 
 

@@ -133,7 +133,6 @@ def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
     hub.save(target, config=first.config, params=first.params)
     with pytest.raises(MarvelError, match="exists"):
         hub.save(target, config=first.config, params=first.params)
-    hub.save(target, config=first.config, params=first.params, replace=True)
 
 
 def test_parameters_that_do_not_fit_are_not_written(tmp_path):

@@ -19,6 +19,7 @@ def random_unit(rows: int, dimension: int, *, seed: int = 0) -> np.ndarray:
 def manifest(rows: int, dimension: int, **changes: object) -> Manifest:
     fields = {
         "model_hash": "m0",
+        "processor_hash": "p0",
         "template": "marvel",
         "attention": "bidirectional",
         "pooling": "mean",

@@ -1,0 +1,71 @@
+"""What a command is given is checked before anything heavy begins."""
+
+import pytest
+
+from marvel_jax.errors import MarvelError
+from marvel_jax.recipes.commands import load_config, read_items
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"config\.py does not exist: give a Python file"),
+        ("config = 3", r"config\.py must define `config`, a TrainConfig; found int"),
+        ("", r"config\.py must define `config`, a TrainConfig; found NoneType"),
+        ("1 / 0", r"config\.py fails: ZeroDivisionError: division by zero"),
+        ("def", r"config\.py fails: SyntaxError"),
+        ("import no_such_module", r"config\.py fails: ModuleNotFoundError"),
+        (
+            "from marvel_jax.training.config import OptimizerConfig as O; O(learning_rate=0)",
+            r"config\.py: optimizer\.learning_rate=0 must be positive",
+        ),
+    ],
+)
+def test_a_config_that_defines_no_run_is_told(tmp_path, content, message):
+    path = tmp_path / "config.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(MarvelError, match=message):
+        load_config(path)
+
+
+def test_the_config_in_the_repository_loads():
+    from pathlib import Path
+
+    configs = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+    assert configs
+    for path in configs:
+        assert load_config(path, ("steps=3",)).steps == 3
+
+
+def test_a_pool_of_items_is_read_in_order_with_pictures_beside_it(tmp_path):
+    (tmp_path / "cat.png").write_bytes(tiny.picture(0))
+    (tmp_path / "pool.jsonl").write_text(
+        '{"id": "b", "text": "a cat"}\n\n{"id": "a", "image": "cat.png", "text": "this"}\n'
+    )
+    first, second = read_items(tmp_path / "pool.jsonl")
+    assert (first.id, first.modality, first.item.parts) == ("b", "text", ("a cat",))
+    assert (second.id, second.modality, second.item.id) == ("a", "image,text", "a")
+    assert second.item.images[0].source == tmp_path / "cat.png"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"id": "a", "text": "x"}\n{"id": ', r"pool\.jsonl, line 2: not valid JSON"),
+        ('["a"]', r"pool\.jsonl, line 1: expected a JSON object, found list"),
+        ('{"text": "x"}', r"pool\.jsonl, line 1: expected an id \(text\), found None"),
+        ('{"id": 3, "text": "x"}', r"line 1: expected an id \(text\), found 3"),
+        ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}', r"line 2: id 'a' occurs twice"),
+        ('{"id": "a"}', r"line 1: 'a' has neither text nor image"),
+        ('{"id": "a", "text": " "}', r"line 1: 'a' has neither text nor image"),
+        ('{"id": "a", "text": 5}', r"line 1: 'a' has text 5; expected text or null"),
+        ('{"id": "a", "image": ["b.png"]}', r"line 1: 'a' has image \['b.png'\]; expected text"),
+        ("\n", r"pool\.jsonl holds no item"),
+    ],
+)
+def test_a_broken_pool_is_told_with_its_line(tmp_path, lines, message):
+    (tmp_path / "pool.jsonl").write_text(lines)
+    with pytest.raises(MarvelError, match=message):
+        read_items(tmp_path / "pool.jsonl")
