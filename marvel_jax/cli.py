@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
 from marvel_jax.errors import MarvelError
@@ -18,7 +18,7 @@ ModelArg = Annotated[str, arg(help="A model: a Hugging Face folder or a Hub id."
 
 app = SubcommandApp()
 data = SubcommandApp()
-app.command(data, name="data")
+app.command(data, name="data", help="Builds a corpus.")
 
 
 @app.command
@@ -122,13 +122,13 @@ def evaluate(
     data: Annotated[Path, arg(help="An M-BEIR folder.")],
     workdir: Annotated[Path, arg(help="Folder for the vectors, the index and the scores.")],
     seed: Annotated[int, arg(help="Chooses each query's instruction.")] = 0,
-    scann: Annotated[bool, arg(help="Also build ScaNN and show it beside exact search.")] = True,
+    exact_only: Annotated[bool, arg(help="Leave out ScaNN, shown beside exact search.")] = False,
     json: Json = False,
 ) -> Outcome:
     """Scores a model with the M-BEIR protocol, on local pools and on the global one."""
     from marvel_jax.recipes.commands import evaluate_model
 
-    return evaluate_model(model, data=data, workdir=workdir, seed=seed, scann=scann)
+    return evaluate_model(model, data=data, workdir=workdir, seed=seed, scann=not exact_only)
 
 
 @app.command(name="import")
@@ -166,6 +166,7 @@ def main(args: Sequence[str] | None = None) -> None:
             prog="marvel",
             description="Universal multimodal retrieval in JAX.",
             args=args,
+            config=(FlagCreatePairsOff,),
         )
     except MarvelError as error:
         _fail(str(error), EXIT_ERROR, as_json=as_json)

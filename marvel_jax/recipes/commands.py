@@ -10,6 +10,7 @@ from rich.console import Console
 from marvel_jax.data import emoji
 from marvel_jax.data.items import Candidate, Item
 from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.data.processor import Processor
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files, read_jsonl, write_json
 from marvel_jax.models import hub
@@ -21,7 +22,7 @@ from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates
 from marvel_jax.retrieval.scann_index import ScannIndex, describe
 from marvel_jax.retrieval.store import VectorStore
-from marvel_jax.settings import SETTINGS_FILE, EmbeddingSettings
+from marvel_jax.settings import SETTINGS_FILE, EmbeddingSettings, check_tokenizer
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.state import parameter_count
 
@@ -109,6 +110,13 @@ def import_checkpoint(source: str, *, out: Path) -> Outcome:
     folder = hub.resolve(source)
     settings = EmbeddingSettings.read(folder)
     checkpoint = hub.load(folder)
+    # A tokenizer that is missing or another model's is told now, not when the model is used.
+    check_tokenizer(
+        Processor.from_folder(folder).tokenizer.special,
+        image_token_id=checkpoint.config.image_token_id,
+        vocab_size=checkpoint.config.text.vocab_size,
+        name=str(folder),
+    )
     hub.save(
         out,
         config=checkpoint.config,

@@ -83,10 +83,10 @@ def evaluate_embedder(
 
 def open_or_build(path: Path, store: VectorStore, *, say: Say) -> ScannIndex | None:
     """The ScaNN index of a store; None, and a line that says so, where ScaNN has no wheel."""
-    if path.is_dir():
-        return ScannIndex.open(path, store)
-    say("building the ScaNN index")
     try:
+        if path.is_dir():
+            return ScannIndex.open(path, store)
+        say("building the ScaNN index")
         return ScannIndex.build(store, path=path)
     except ScannUnavailableError as error:
         say(str(error))

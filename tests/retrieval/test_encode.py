@@ -128,5 +128,5 @@ def test_the_instruction_hangs_on_the_seed_and_the_id_alone():
 def test_a_source_without_instructions_has_none_but_a_gap_in_the_table_is_told():
     query = Query("90:1", Item.of(text="red"), TASKS[1], ("90:1",), dataset=90)
     assert instructed(query, {}, seed=0) == query.item
-    with pytest.raises(MarvelError, match="query 90:1: .* data set 90, query modality 'text'"):
+    with pytest.raises(MarvelError, match=r"query 90:1: .* data set 90, query modality 'text'"):
         instructed(query, SOURCE.instructions, seed=0)

@@ -1,12 +1,13 @@
 """A run is whole whatever happens to it: stopped, killed, finished, moved to other devices."""
 
 import json
+import math
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -85,14 +86,29 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_weights(tiny_config, tiny_
     assert_same_run(workdir, tiny_run)
 
 
-@pytest.mark.parametrize("step", [4, 6], ids=["between checkpoints", "while one is being saved"])
-def test_a_killed_run_goes_on_to_the_same_weights(tiny_config, tiny_run, tmp_path, step):
+def test_a_second_ctrl_c_interrupts_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with loop._stop_on_ctrl_c() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
+    tiny_config, tiny_run, tmp_path
+):
     workdir = tmp_path / "run"
-    killed = marvel("SIGKILL", str(step), "train", tiny_config, "--workdir", workdir)
-    assert killed.returncode == -signal.SIGKILL
-    # As if the power had failed in the middle of a line.
-    with (workdir / "metrics.jsonl").open("a") as stream:
-        stream.write('{"accuracy": 0.5, "gradie')
+    # Between two checkpoints, and while one is being saved.
+    for step in ("4", "6"):
+        killed = marvel("SIGKILL", step, "train", tiny_config, "--workdir", workdir)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        # As if the power had failed in the middle of a line.
+        with (workdir / "metrics.jsonl").open("a") as stream:
+            stream.write('{"accuracy": 0.5, "gradie')
     train(load_config(tiny_config), workdir)
     assert_same_run(workdir, tiny_run)
 
@@ -159,11 +175,25 @@ def test_one_device_and_eight_have_the_same_losses(tiny_config, tiny_run, tmp_pa
         assert found["temperature"] == pytest.approx(expected["temperature"], abs=1e-5)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tiny_config, tmp_path):
-    config = load_config(tiny_config, ("optimizer.learning_rate=1e30", "checkpoint_every=1"))
-    with pytest.raises(MarvelError) as caught:
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+def test_what_is_no_number_stops_the_run_before_it_is_saved(
+    tiny_config, tmp_path, monkeypatch, name
+):
+    def make_step(*args, **options):
+        def step(state, batch):
+            metrics = {"loss": 2.0, "gradient_norm": 1.0, "temperature": 0.05}
+            metrics["learning_rate"] = 0.123
+            if int(state.step) == 2:
+                metrics[name] = math.nan
+            return state._replace(step=state.step + 1), metrics
+
+        return step
+
+    monkeypatch.setattr(loop, "make_train_step", make_step)
+    config = load_config(tiny_config, ("checkpoint_every=1",))
+    message = rf"{name} is nan at step 2, at a rate of 0\.123: lower .*\(now 0\.001\)"
+    with pytest.raises(MarvelError, match=message):
         train(config, tmp_path / "run")
-    found = re.search(r"(loss|gradient_norm) is nan at step (\d), at a rate of", str(caught.value))
-    assert found and "learning_rate (now 1e+30)" in str(caught.value), caught.value
     # What was written down before is whole, and strict JSON.
-    assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(int(found[2])))
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1]
+    assert Checkpoints(tmp_path / "run/checkpoints").latest() == 2
