@@ -1,6 +1,8 @@
 # Sourced by the launch scripts, after `root` is set. A value that is already set wins.
 # shellcheck shell=bash
 
+export HOME="${HOME:-$(cd ~ && pwd)}"  # an empty environment has none
+
 case "${VENV:-.venv}" in
   /*) venv="$VENV" ;;
   *) venv="$root/${VENV:-.venv}" ;;

@@ -14,7 +14,10 @@ font_folders() {
 }
 
 has_font() { # FILE PATTERN
-  font_folders | while IFS= read -r folder; do find -L "$folder" -name "$1" 2>/dev/null; done | grep -q .
+  local found
+  # A folder that cannot be read in full must not hide what was found elsewhere.
+  found="$(font_folders | while IFS= read -r folder; do find -L "$folder" -name "$1" 2>/dev/null || true; done)"
+  [ -n "$found" ]
 }
 
 # The packages whose font is nowhere to be found.

@@ -170,6 +170,10 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except MarvelError as error:
         _fail(str(error), EXIT_ERROR, as_json=as_json)
+    except OSError as error:
+        if error.filename is None:  # not about a file that a user named
+            raise
+        _fail(f"{error.filename}: {error.strerror}.", EXIT_ERROR, as_json=as_json)
     except KeyboardInterrupt:
         message = "interrupted; run the same command again to go on."
         _fail(message, EXIT_INTERRUPTED, as_json=as_json)

@@ -42,16 +42,17 @@ def read(folder: Path | str) -> dict[str, Any]:
         return {}
     fields = read_json_object(path)
     if path.name == _NESTED_FILE:
-        fields = fields.get("image_processor") or {}
+        fields = _object(fields.get("image_processor"), "image_processor", path)
     for name, value in _FIXED.items():
         if fields.get(name, value) != value:
             raise MarvelError(
                 f"{path}: {name} is {fields[name]!r}; only {value!r} is implemented, which is what "
                 "Qwen2-VL's own processor does."
             )
-    if abs(fields.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise MarvelError(f"{path}: rescale_factor is {fields['rescale_factor']}; expected 1/255.")
-    size = fields.get("size") or {}
+    factor = fields.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
+        raise MarvelError(f"{path}: rescale_factor is {factor!r}; expected 1/255.")
+    size = _object(fields.get("size"), "size", path)
     # Older files carry both spellings; there the flat fields are the ones that were read.
     limits = {
         "min_pixels": fields.get("min_pixels")
@@ -61,4 +62,13 @@ def read(folder: Path | str) -> dict[str, Any]:
         or size.get("longest_edge")
         or size.get("max_pixels"),
     }
-    return {**fields, **{name: int(value) for name, value in limits.items() if value}}
+    for name, limit in limits.items():
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise MarvelError(f"{path}: {name} is {limit!r}; expected a positive whole number.")
+    return {**fields, **{name: value for name, value in limits.items() if value is not None}}
+
+
+def _object(value: Any, name: str, path: Path) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise MarvelError(f"{path}: {name} is {value!r}; expected an object.")
+    return value or {}

@@ -311,7 +311,7 @@ def test_an_index_of_another_store(failing, tiny_model, made, tmp_path):
     assert "count=96" in said and "count=12" in said and "Build the index" in said
 
 
-def test_a_store_of_another_model(failing, tiny_model, made, tmp_path):
+def test_a_store_of_another_model(failing, tiny_model, tiny_corpus, made, tmp_path):
     wider = tmp_path / "wider"
     save_model(wider, tiny_model, hidden_size=64, mrope_section=(4, 2, 2))
     said = failing("search", wider, "--store", made / "store", "--text", "cat")
@@ -320,8 +320,17 @@ def test_a_store_of_another_model(failing, tiny_model, made, tmp_path):
     save_model(other, tiny_model)
     said = failing("search", other, "--store", made / "store", "--text", "cat")
     assert said.count("model_hash=") == 2
-    said = failing("encode", other, "--pool", tmp_path, "--out", made / "store")
+    said = failing("encode", other, "--pool", tiny_corpus, "--out", made / "store")
+    assert said.count("model_hash=") == 2
+    said = failing("encode", other, "--pool", tmp_path, "--out", tmp_path / "store")
     assert "M-BEIR" in said
+
+
+def test_a_file_where_a_folder_should_be(failing, tiny_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    said = failing("import", tiny_model, "--out", out)
+    assert str(tmp_path / "file") in said
 
 
 def save_model(folder: Path, like: Path, **text: object) -> None:
@@ -374,7 +383,7 @@ def test_a_missing_picture(failing, tiny_model, tiny_corpus, tiny_config, tmp_pa
         ("corrupt", ("model.safetensors is not a whole safetensors file",)),
         ("absent", ("has no model.safetensors",)),
         ("config", ("config.json",)),
-        ("tokenizer", ("tokenizer",)),
+        ("tokenizer", ("tokenizer.json does not exist",)),
     ],
 )
 def test_a_damaged_model(failing, tiny_model, made, tmp_path, command, change, expected):

@@ -41,6 +41,22 @@ def test_another_preparation_is_refused(tmp_path, field):
         preprocessor.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"rescale_factor": null}',
+        '{"size": 224}',
+        '{"min_pixels": "abc"}',
+        '{"max_pixels": true}',
+    ],
+)
+def test_broken_fields_are_one_clear_error(tmp_path, content):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(MarvelError, match=r"preprocessor_config\.json"):
+        preprocessor.read(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["[]", '{"min_pixels": "a"}', '{"colour": 1}'])
 def test_broken_settings_are_one_clear_error(tmp_path, content):
     (tmp_path / "marvel.json").write_text(content)

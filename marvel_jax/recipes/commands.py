@@ -1,6 +1,7 @@
 """What the commands of `marvel` do; `cli.py` parses and prints."""
 
 import importlib.util
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,11 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     """
     if not path.is_file():
         raise MarvelError(f"{path} does not exist: give a Python file that defines `config`.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"marvel_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise MarvelError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses of its own look themselves up there
     try:
         spec.loader.exec_module(module)
     except MarvelError as error:

@@ -45,11 +45,14 @@ def run_quickstart(workdir: Path, *, seed: int, short: bool) -> Outcome:
       MarvelError: a font is missing, or the folder holds a quickstart with another seed or size.
     """
     console = Console(stderr=True)
-    claim(workdir, {"seed": seed, "short": short})
+    settings = {"seed": seed, "short": short}
+    require_same_quickstart(workdir / "quickstart.json", settings)
     clock = Stages(workdir / "stages.json", console)
     with clock.stage("corpus", done=(workdir / "corpus").is_dir()):
         limit = _SHORT_EMOJI if short else None
         build_corpus(workdir / "corpus", seed=seed, limit=limit, say=clock.say)
+    # Only now: a quickstart that cannot begin must not keep the folder for itself.
+    write_json(workdir / "quickstart.json", settings)
     config = train_config(str(workdir / "corpus"), seed=seed)
     if short:
         config = dataclasses.replace(config, steps=_SHORT_STEPS, checkpoint_every=10)
@@ -101,14 +104,12 @@ def run_quickstart(workdir: Path, *, seed: int, short: bool) -> Outcome:
     return Outcome(facts, lines)
 
 
-def claim(workdir: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder this quickstart's, or holds it against the one that it is."""
-    path = workdir / "quickstart.json"
-    if not path.exists():
-        write_json(path, settings)
-    elif (found := read_json(path)) != settings:
+def require_same_quickstart(path: Path, settings: dict[str, Any]) -> None:
+    """Holds a quickstart against the one whose settings are in the folder, if there is one."""
+    if path.exists() and (found := read_json(path)) != settings:
         raise MarvelError(
-            f"{workdir} holds a quickstart with {found}, not {settings}: choose another --workdir."
+            f"{path.parent} holds a quickstart with {found}, not {settings}: choose another "
+            "--workdir, or remove that folder."
         )
 
 

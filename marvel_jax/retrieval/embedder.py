@@ -93,7 +93,7 @@ class Embedder:
 
         A setting left out is what the folder's `marvel.json` says, else bidirectional attention,
         M-RoPE, the mean and our template. `min_pixels` and `max_pixels` bound an image's area
-        after resizing; left out, the folder's `preprocessor_config.json` decides.
+        after resizing; in a folder without `marvel.json` its image processor's limits hold.
 
         Raises:
           MarvelError: the folder or id cannot be had, or a weight is missing, unknown or of

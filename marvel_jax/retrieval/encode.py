@@ -25,7 +25,8 @@ def encode_candidates(
     """Embeds candidates into a store at `path`, in order, a shard at a time.
 
     A store that is there already is opened, if the same model made it from the same source; a
-    partial one is continued at its last whole shard.
+    partial one is continued at its last whole shard. `source_hash` is the caller's: where it
+    covers the pool's files only, a picture that changed under its name is not noticed.
 
     Raises:
       MarvelError: the store there was made otherwise, or an image cannot be read.

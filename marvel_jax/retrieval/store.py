@@ -179,9 +179,10 @@ class StoreWriter:
         except MarvelError:  # e.g. an id twice: nothing that is appended could mend it
             shutil.rmtree(self._partial)
             raise
-        for record in self._partial.glob("shard-*.json"):
-            record.unlink()
         self._partial.replace(self.path)
+        # Only now: until the store has its name, the records are what a killed writer resumes by.
+        for record in self.path.glob("shard-*.json"):
+            record.unlink()
         return VectorStore.open(self.path, check="layout")
 
 

@@ -16,9 +16,16 @@ _ITEM = "default"  # Orbax's name for what is saved when there is one thing only
 class Checkpoints:
     """The `checkpoints/` of a run; a step's folder appears only when it is whole."""
 
-    def __init__(self, folder: Path | str, *, keep: int = 2) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    def __init__(self, folder: Path | str, *, keep: int = 2, create: bool = True) -> None:
+        """Opens the folder; `create` makes it, for a run that is going to save.
+
+        Raises:
+          MarvelError: the folder is not there and is not to be made.
+        """
         self._folder = Path(folder).resolve()
+        if not create and not self._folder.is_dir():
+            raise MarvelError(f"{self._folder} holds no checkpoint: train first.")
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
         self._manager = ocp.CheckpointManager(
             self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )

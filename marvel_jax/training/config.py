@@ -71,6 +71,18 @@ class OptimizerConfig:
             0 <= self.warmup_fraction < 1,
             f"optimizer.warmup_fraction={self.warmup_fraction} is a share of the steps: 0 to 1.",
         )
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"optimizer.{name}={value} must lie in [0, 1).")
+        _require(
+            self.weight_decay >= 0,
+            f"optimizer.weight_decay={self.weight_decay} must not be negative.",
+        )
+        rate = self.temperature_learning_rate
+        _require(
+            rate is None or rate >= 0,
+            f"optimizer.temperature_learning_rate={rate} must not be negative.",
+        )
         for name in ("learning_rate", "eps", "clip_norm"):
             value = getattr(self, name)
             _require(value > 0, f"optimizer.{name}={value} must be positive.")
@@ -108,7 +120,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run."""
+    """One training run.
+
+    `embedding` holds whatever `model.source` was trained with before: stages may differ in it.
+    """
 
     data: DataConfig
     model: ModelConfig

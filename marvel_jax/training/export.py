@@ -1,6 +1,7 @@
 """A trained model as a Hugging Face folder, with the settings that its vectors depend on."""
 
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,8 @@ def export_checkpoint(workdir: Path | str, folder: Path | str) -> int:
         raise MarvelError(
             f"{workdir} is not the folder of a training run: it has no {_BLUEPRINT}/."
         )
-    checkpoints = Checkpoints(Path(workdir) / "checkpoints")
-    step, params = checkpoints.restore_params()
-    checkpoints.close()
+    with closing(Checkpoints(Path(workdir) / "checkpoints", create=False)) as checkpoints:
+        step, params = checkpoints.restore_params()
     _save(folder, params, blueprint)
     return step
 

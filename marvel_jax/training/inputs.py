@@ -57,6 +57,11 @@ def open_inputs(config: TrainConfig) -> Inputs:
         weights_hash = hash_files(*sorted(folder.glob("*.safetensors")))
     else:
         folder = Path(config.data.path) / TOKENIZER_FOLDER
+        if not (folder / "tokenizer.json").is_file():
+            raise MarvelError(
+                f"{folder}/tokenizer.json does not exist: a model from scratch takes the corpus's "
+                "tokenizer. Put one there, or start from weights with model.source."
+            )
         assert config.model.scratch is not None  # ModelConfig checks it
         architecture, model = config.model.scratch, None
         temperature = weights_hash = None

@@ -164,7 +164,13 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     plain["data"].pop("path")
     plain["data"].pop("prefetch")
     plain["model"].pop("source")
-    return {"config": plain, "data": inputs.source.fingerprint, "weights": inputs.weights_hash}
+    return {
+        "config": plain,
+        "data": inputs.source.fingerprint,
+        "weights": inputs.weights_hash,
+        "processor": inputs.processor.fingerprint,
+        "architecture": json.loads(json.dumps(dataclasses.asdict(inputs.architecture))),
+    }
 
 
 def _check_finite(row: dict[str, Any], config: TrainConfig) -> None:
