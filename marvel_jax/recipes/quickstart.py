@@ -223,7 +223,7 @@ def examples(
 
 
 class Stages:
-    """Wall and CPU seconds of each stage, over all resumes, kept in a file."""
+    """Wall and CPU seconds of each stage over all resumes, in a file; a `kill -9` loses its own."""
 
     def __init__(self, path: Path, console: Console) -> None:
         self._path = path
