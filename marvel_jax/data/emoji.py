@@ -82,6 +82,8 @@ def build(
     Raises:
       MarvelError: a font is missing, Pillow has no Raqm, or `out` exists already.
     """
+    if seed < 0:
+        raise MarvelError(f"seed {seed} is negative: give 0 or more.")
     report: Progress = progress or (lambda stage, done, total: None)
     watch = _Stopwatch()
     with atomic_folder(out) as folder:

@@ -45,6 +45,8 @@ def run_quickstart(workdir: Path, *, seed: int, short: bool) -> Outcome:
       MarvelError: a font is missing, or the folder holds a quickstart with another seed or size.
     """
     console = Console(stderr=True)
+    if seed < 0:
+        raise MarvelError(f"seed {seed} is negative: give 0 or more.")
     settings = {"seed": seed, "short": short}
     require_same_quickstart(workdir / "quickstart.json", settings)
     clock = Stages(workdir / "stages.json", console)

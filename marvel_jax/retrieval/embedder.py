@@ -195,6 +195,8 @@ class Embedder:
           MarvelError: an image cannot be read (the message names the item and the file), or an
             item has no content.
         """
+        if isinstance(items, Item):
+            raise MarvelError("encode takes several items: put the one in a list.")
         if batch_tokens < 1:
             raise MarvelError(f"batch_tokens={batch_tokens}: give a positive number, as 4096.")
         listed = [_instructed(item, instruction) for item in items]

@@ -91,6 +91,12 @@ def test_a_folder_of_another_quickstart_is_refused(ran, seed, short):
         quickstart.run_quickstart(ran[0], seed=seed, short=short)
 
 
+def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(MarvelError, match="seed -1 is negative"):
+        quickstart.run_quickstart(tmp_path / "run", seed=-1, short=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("stage", ["train", "evaluate_embedder"])
 def test_an_interrupted_one_goes_on_to_the_same_scores(ran, tmp_path, monkeypatch, stage):
     def interrupt(*args, **options):
