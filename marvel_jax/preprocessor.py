@@ -10,6 +10,10 @@ _FILE = "preprocessor_config.json"
 # transformers 5 writes this one, with the image processor inside.
 _NESTED_FILE = "processor_config.json"
 
+# The normalisation that OpenAI's CLIP was trained with; Qwen2-VL's processor uses it too.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 # Where a file gives no limits: what transformers' own processor takes.
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 1280 * 28 * 28

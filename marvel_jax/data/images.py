@@ -20,8 +20,6 @@ from marvel_jax.data.items import Image
 from marvel_jax.errors import MarvelError
 
 _MAX_ASPECT_RATIO = 200
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
@@ -95,8 +93,8 @@ class ImageGeometry:
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": list(_CLIP_MEAN),
-            "image_std": list(_CLIP_STD),
+            "image_mean": list(preprocessor.CLIP_MEAN),
+            "image_std": list(preprocessor.CLIP_STD),
             "patch_size": self.patch_size,
             "merge_size": self.merge_size,
             "temporal_patch_size": self.temporal_patch_size,

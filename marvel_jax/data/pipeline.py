@@ -7,11 +7,9 @@ from typing import TypeVar
 import numpy as np
 
 from marvel_jax.data.batch import Batch, Rows, build_rows
-from marvel_jax.data.epoch_plan import PackingStats, Plan, PlanConfig, StepPlan
+from marvel_jax.data.epoch_plan import Plan, StepPlan
 from marvel_jax.data.items import Candidate, Item, Query, RetrievalSource
 from marvel_jax.data.processor import Processor
-
-__all__ = ["PackingStats", "Plan", "PlanConfig", "StepPlan", "batches", "build_batch"]
 
 _Record = TypeVar("_Record", Query, Candidate)
 

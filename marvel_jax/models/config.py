@@ -10,10 +10,6 @@ from marvel_jax import preprocessor
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_json_object
 
-# The normalisation that OpenAI's CLIP was trained with; Qwen2-VL's processor uses it too.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -29,8 +25,8 @@ class VisionConfig:
     in_channels: int = 3
     rope_theta: float = 10_000.0
     initializer_range: float = 0.02
-    image_mean: tuple[float, ...] = CLIP_MEAN
-    image_std: tuple[float, ...] = CLIP_STD
+    image_mean: tuple[float, ...] = preprocessor.CLIP_MEAN
+    image_std: tuple[float, ...] = preprocessor.CLIP_STD
 
     def __post_init__(self) -> None:
         _positive(self, "vision_config", "depth", "embed_dim", "num_heads", "mlp_ratio")

@@ -39,7 +39,8 @@ def test_frequent_words_become_one_token():
 
 
 def test_transformers_loads_the_folder_to_the_same_ids(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokenizer.save(TRAINED, tmp_path)
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert type(loaded).__name__.startswith("Qwen2Tokenizer")
@@ -68,7 +69,8 @@ def test_bad_input_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(MarvelError, match="cannot be read as a tokenizer"):
         tokenizer.load(tmp_path)
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(MarvelError, match=r"lacks the special tokens <\|endoftext\|>"):
         tokenizer.load(tmp_path)

@@ -11,27 +11,12 @@ import numpy as np
 
 from marvel_jax.data.batch import Rows
 from marvel_jax.models import linear
-from marvel_jax.models.config import Qwen2VLConfig, TextConfig, VisionConfig
+from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.qwen2_vl import embed, init_params
+from marvel_jax.recipes.emoji import architecture
 
 ROWS, TOKENS, PATCHES, ITEMS, IMAGE = 80, 64, 32, 4, 16
 REPEATS = 8
-
-
-def architecture() -> Qwen2VLConfig:
-    return Qwen2VLConfig(
-        vision=VisionConfig(depth=2, embed_dim=128, num_heads=4, mlp_ratio=2),
-        text=TextConfig(
-            vocab_size=8000,
-            hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            mrope_section=(8, 12, 12),
-        ),
-        tie_word_embeddings=True,
-    )
 
 
 def random_rows(config: Qwen2VLConfig) -> Rows:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.models.config import CLIP_MEAN, Qwen2VLConfig
+from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.preprocessor import CLIP_MEAN
 from tests.models.parity import CHECKPOINTS, GOLDEN
 from tests.models.samples import small_config
 
