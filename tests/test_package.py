@@ -36,7 +36,8 @@ FLOORS = {
 
 BARE_ROOMS = ("marvel_jax.models", "marvel_jax.losses", "marvel_jax.parallel")
 BARE_MODULES = ("marvel_jax.training.step",)
-BARE_EXEMPT = {"marvel_jax.models.hub"}  # the door to other people's files, not to the device
+# The doors to other people's files, not to the device.
+BARE_EXEMPT = {"marvel_jax.models.hub", "marvel_jax.models.peft", "marvel_jax.models.tensors"}
 BARE_ALLOWED = {"jax", "flax", "optax", "numpy"}
 
 MAX_LINES = 400

@@ -88,16 +88,28 @@ def picture(seed: int, *, size: tuple[int, int] = (28, 28)) -> bytes:
     return stream.getvalue()
 
 
+def hard_negatives(number: int) -> tuple[int, ...]:
+    """How far behind a query's own answer its hard negatives stand: three, one or none."""
+    return {0: (), 1: (2,)}.get(number % 4, (1, 2, 3))
+
+
 @dataclass
 class TinySource:
-    """Words that name random pictures (t->i), and pictures that ask for words (i->t)."""
+    """Words that name random pictures (t->i), and pictures that ask for words (i->t).
+
+    Most queries name three hard negatives, some one or none. With `positives` = 2 every other
+    query has a second answer.
+    """
 
     size: int = 48
+    positives: int = 1
     fingerprint: str = "tiny"
     queries: Sequence[Query] = field(init=False)
     candidates: Sequence[Candidate] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.positives > 1:
+            self.fingerprint += f" {self.positives}"
         rng = np.random.default_rng(0)
         names = [" ".join(rng.choice(WORDS, 3)) + f" {number}" for number in range(self.size)]
         images = [Image(picture(number), name=f"picture {number}") for number in range(self.size)]
@@ -109,22 +121,32 @@ class TinySource:
             for number, name in enumerate(names)
         ]
         self.queries = [
-            Query(f"90:{number}", Item.of(text=name), TASKS[0], (f"90:{number}",), dataset=90)
-            for number, name in enumerate(names)
+            self._query(number, Item.of(text=name), task=0) for number, name in enumerate(names)
         ] + [
-            Query(
-                f"90:{self.size + number}",
-                Item.of(image=image),
-                TASKS[3],
-                (f"90:{self.size + number}",),
-                dataset=90,
-            )
+            self._query(self.size + number, Item.of(image=image), task=3)
             for number, image in enumerate(images)
         ]
         self.instructions = {
             (90, "text", "image"): ("find the picture", "the picture"),
             (90, "image", "text"): ("name it",),
         }
+
+    def _query(self, number: int, item: Item, *, task: int) -> Query:
+        positives = (number, *self._beside(number, (5,) if number % 2 else ()))
+        negatives = self._beside(number, hard_negatives(number))
+        return Query(
+            f"90:{number}",
+            item,
+            TASKS[task],
+            tuple(f"90:{one}" for one in positives[: self.positives]),
+            tuple(f"90:{one}" for one in negatives),
+            dataset=90,
+        )
+
+    def _beside(self, number: int, distances: Sequence[int]) -> tuple[int, ...]:
+        """The candidates so far behind a number, of the same modality."""
+        start = number // self.size * self.size
+        return tuple(start + (number + distance) % self.size for distance in distances)
 
     def candidate_index(self, id: str) -> int:
         number = int(id.split(":")[1])

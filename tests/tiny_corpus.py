@@ -46,6 +46,7 @@ def write(root: Path) -> Path:
                     image=image,
                     positives=[f"{DATASET}:{answer}"],
                 )
+                | {"neg_cand_list": _hard_negatives(answer)}
                 for number, (text, image, answer) in enumerate(chosen)
             ]
             mbeir_write.write_queries(root, NAME, task=task, split=split, records=records)
@@ -56,6 +57,15 @@ def write(root: Path) -> Path:
     mbeir_write.write_instructions(root, dataset=DATASET, name=NAME, instructions=PROMPTS)
     tokenizer.save(tokenizer.train(names, vocabulary=300), root / "tokenizer")
     return root
+
+
+def _hard_negatives(answer: int) -> list[str]:
+    """Others of the answer's modality, by their ids; some queries have none."""
+    start = answer // PAIRS * PAIRS
+    return [
+        f"{DATASET}:{start + (answer + distance) % PAIRS}"
+        for distance in tiny.hard_negatives(answer)
+    ]
 
 
 def _candidate(number: int, **content: str) -> dict[str, Any]:
@@ -72,7 +82,7 @@ def write_config(path: Path, corpus: Path) -> Path:
         from marvel_jax.models.config import Qwen2VLConfig, TextConfig, VisionConfig
         from marvel_jax.settings import EmbeddingSettings
         from marvel_jax.training.config import (
-            DataConfig, ModelConfig, OptimizerConfig, TrainConfig,
+            CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig,
         )
 
         architecture = Qwen2VLConfig(
@@ -99,7 +109,7 @@ def write_config(path: Path, corpus: Path) -> Path:
             # A large epsilon: Adam would blow up rounding in gradients near zero to whole steps.
             optimizer=OptimizerConfig(learning_rate=1e-3, eps=1e-3),
             steps=8,
-            checkpoint_every=3,
+            checkpoint=CheckpointConfig(every=3),
         )
         """),
         encoding="utf-8",

@@ -35,18 +35,21 @@ class Rows(NamedTuple):
 class Batch(NamedTuple):
     """Rows, and what the loss reads. Leading axes are shards * (size per shard).
 
-    Slots are row * G + segment - 1 within the shard's own rows; `own_positive` is the label's
-    position among the shard's own candidates. `positive_ids` holds every known positive of the
-    query that is among the candidates of the global batch, so that none counts as a negative.
+    A shard has b queries and c = b * (P + H) candidates: P labelled positives and then H hard
+    negatives of its first query, of its second, and so on. Slots are row * G + segment - 1 within
+    the shard's own rows. `positive_ids` holds every known positive of the query that is among the
+    candidates of the global batch, so that none counts as a negative.
     """
 
     rows: Rows
+    item_key: Array  # [R, G, 2] uint32: `item_key` of each segment's item, 0 = none
     query_slot: Array  # [B] int32
-    candidate_slot: Array  # [C] int32
-    candidate_id: Array  # [C, 2] uint32
-    positive_ids: Array  # [B, M, 2] uint32
+    candidate_slot: Array  # [C] int32, 0 where invalid
+    candidate_id: Array  # [C, 2] uint32: its item key, 0 where invalid
+    candidate_query: Array  # [C] int32: which of the shard's queries brought it
+    positive_ids: Array  # [B, M, 2] uint32, 0 where invalid
     positive_valid: Array  # [B, M] bool
-    own_positive: Array  # [B] int32
+    own_positive: Array  # [B, P] int32: the labels among the shard's candidates, -1 = none
     query_valid: Array  # [B] bool
     candidate_valid: Array  # [C] bool
 
@@ -66,6 +69,11 @@ class RowShape:
             )
 
 
+def item_key(kind: str, identifier: str) -> np.ndarray:
+    """The name, uint32 [2], of a "query" or a "candidate": both may have the same id."""
+    return id_hash(f"{kind}:{identifier}")
+
+
 def id_hash(identifier: str) -> np.ndarray:
     """64 bits of an id as uint32 [2] (BLAKE2b), the same on every machine."""
     return np.frombuffer(hashlib.blake2b(identifier.encode(), digest_size=8).digest(), "<u4")
@@ -74,38 +82,84 @@ def id_hash(identifier: str) -> np.ndarray:
 def pack(
     lengths: np.ndarray, shape: RowShape, *, names: Sequence[str] | None = None
 ) -> list[list[int]]:
-    """Places items of (tokens, patches) [N, 2] into rows, first-fit decreasing.
+    """Places items of (tokens, patches) [N, 2] into rows; returns the item indices of each row.
 
-    Returns the item indices of each row. `names` are for messages.
+    A row begins with the largest item that is left, and then always takes the one that leaves the
+    least of it free: the norm-based greedy of Panigrahy et al., "Heuristics for Vector Bin
+    Packing" (2011), which fills tokens and patches together where first-fit fills one of them.
+    `names` are for messages.
 
     Raises:
       MarvelError: an item is larger than a row; the message names it and both sizes.
     """
     lengths = np.asarray(lengths, np.int64).reshape(-1, 2)
     _refuse_oversized(lengths, shape, names)
-    # An item takes the share of the row's scarcer resource, so that is what decreases.
-    share = np.maximum(lengths[:, 0] / shape.tokens, lengths[:, 1] / max(shape.patches, 1))
-    order = np.lexsort((np.arange(len(lengths)), -lengths.sum(axis=1), -share)).tolist()
-    sizes = lengths.tolist()
-    least_tokens = int(lengths[:, 0].min(initial=shape.tokens))
+    left = _SizesLeft(lengths, shape)
     rows: list[list[int]] = []
-    free: list[list[int]] = []  # row, tokens, patches, items left; only rows that can take more
-    for index in order:
-        tokens, patches = sizes[index]
-        for room in free:
-            if room[1] >= tokens and room[2] >= patches:
-                break
-        else:
-            room = [len(rows), shape.tokens, shape.patches, shape.items]
-            rows.append([])
-            free.append(room)
-        rows[room[0]].append(index)
-        room[1] -= tokens
-        room[2] -= patches
-        room[3] -= 1
-        if room[3] == 0 or room[1] < least_tokens:
-            free.remove(room)
+    placed = 0
+    while placed < len(lengths):
+        tokens, patches = shape.tokens, shape.patches
+        row: list[int] = []
+        size = left.largest()
+        while size is not None:
+            row.append(left.take(size))
+            tokens -= int(left.tokens[size])
+            patches -= int(left.patches[size])
+            size = left.best_fit(tokens, patches) if len(row) < shape.items else None
+        placed += len(row)
+        rows.append(row)
     return rows
+
+
+class _SizesLeft:
+    """The items that wait to be packed, by size: many have the same."""
+
+    def __init__(self, lengths: np.ndarray, shape: RowShape) -> None:
+        # Sums of integers and no matrix product: every machine has to find the same placement.
+        room = np.array([shape.tokens, max(shape.patches, 1)], np.float64)
+        demand = lengths.sum(axis=0) / room
+        weight = demand / max(demand.sum(), 1e-9)
+        sizes, of_item, counts = np.unique(lengths, axis=0, return_inverse=True, return_counts=True)
+        share = sizes / room * weight
+        order = np.argsort(-(share[:, 0] + share[:, 1]), kind="stable")
+        self._items = np.argsort(of_item.ravel(), kind="stable").tolist()
+        self._next = (np.cumsum(counts) - counts)[order]
+        self._count = counts[order]
+        self.tokens, self.patches = sizes[order].T.copy()
+        # |free - size|^2, weighted, without the part that is the same for all sizes.
+        square = share * sizes / room
+        self._square = (square[:, 0] + square[:, 1])[order]
+        self._slope = (2 * share / room)[order].T.copy()
+        self._gone = 0
+
+    def largest(self) -> int | None:
+        """The size that decreases first, or None where none is left."""
+        self._forget()
+        return 0 if len(self._count) else None
+
+    def best_fit(self, tokens: int, patches: int) -> int | None:
+        """The size that leaves the least of this room, or None where none fits."""
+        rest = self._square - self._slope[0] * tokens - self._slope[1] * patches
+        rest[(self.tokens > tokens) | (self.patches > patches) | (self._count == 0)] = np.inf
+        best = int(rest.argmin())
+        return best if rest[best] < np.inf else None
+
+    def take(self, size: int) -> int:
+        """One item of a size."""
+        item = self._items[self._next[size]]
+        self._next[size] += 1
+        self._count[size] -= 1
+        self._gone += self._count[size] == 0
+        return int(item)
+
+    def _forget(self) -> None:
+        """Drops sizes without items when they are many, or when they stand in front."""
+        if len(self._count) and (self._count[0] == 0 or 4 * self._gone > len(self._count)):
+            here = self._count > 0
+            self._next, self._count = self._next[here], self._count[here]
+            self.tokens, self.patches = self.tokens[here], self.patches[here]
+            self._square, self._slope = self._square[here], self._slope[:, here]
+            self._gone = 0
 
 
 def _refuse_oversized(lengths: np.ndarray, shape: RowShape, names: Sequence[str] | None) -> None:

@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from marvel_jax.data.batch import RowShape, id_hash, pack
+from marvel_jax.data.batch import RowShape
 from marvel_jax.data.lengths import LengthsIndex
+from marvel_jax.data.plan_order import TaskOrder, random_stream
+from marvel_jax.data.plan_shards import BatchShape, ShardPlan, batch_shapes, place_shards
 from marvel_jax.errors import MarvelError
 
-_ORDER, _DRAWS = 0, 1  # what a random stream is for: part of its seed
-_LEAST_PERIOD = 256  # steps over which task shares are met, where an epoch is shorter
-_PROBES = 16  # steps that are packed to choose the row counts
+# What a random stream is for: part of its seed (the order of the queries has 0).
+_DRAWS, _MORE_POSITIVES, _NEGATIVES = 1, 2, 3
+# Steps that are packed to choose the row counts: few of a large batch, which differ less.
+_LEAST_PROBES, _MOST_PROBES, _PROBED_ITEMS = 8, 64, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -21,24 +24,38 @@ class PlanConfig:
     """What a training batch is made of.
 
     `task_weights` maps a task's id to its share of every batch (None: by size; a task that is
-    not named is left out). `row_sizes` is how many row counts, and so compilations, to plan for:
-    more of them pad less. `max_positives` is the width of the batch's list of known positives,
-    widened where a batch needs more.
+    not named is left out). `row_sizes` is how many row counts to plan for at most: each is a
+    compilation, and more of them pad less; rare batches are rounded up to one of a few larger
+    counts. `max_positives` is the width of the batch's list of known positives, where no batch
+    needs more. A query brings up to `positives_per_query` of its positives and `hard_negatives`
+    of its hard negatives. Row counts are multiples of `chunk_rows`.
     """
 
     global_batch: int
     seed: int
     row: RowShape
     task_weights: Mapping[int, float] | None = None
-    row_sizes: int = 2
+    row_sizes: int = 3
     max_positives: int = 8
+    positives_per_query: int = 1
+    hard_negatives: int = 0
+    chunk_rows: int = 1
 
     def __post_init__(self) -> None:
-        for field in ("global_batch", "row_sizes", "max_positives"):
+        for field in (
+            "global_batch",
+            "row_sizes",
+            "max_positives",
+            "positives_per_query",
+            "chunk_rows",
+        ):
             if getattr(self, field) < 1:
                 raise MarvelError(f"{field} is {getattr(self, field)}: give at least 1.")
-        if self.seed < 0:
-            raise MarvelError(f"seed is {self.seed}: give 0 or more.")
+        for field in ("seed", "hard_negatives"):
+            if getattr(self, field) < 0:
+                raise MarvelError(f"{field} is {getattr(self, field)}: give 0 or more.")
+        if self.row_sizes > 4:
+            raise MarvelError(f"row_sizes is {self.row_sizes}: give at most 4.")
 
 
 class PackingStats(NamedTuple):
@@ -49,25 +66,18 @@ class PackingStats(NamedTuple):
     padded_rows: float
 
 
-class ShardPlan(NamedTuple):
-    """One data shard's part: which of the batch's pairs, and where their items go.
-
-    Placement counts the shard's queries first (0..b-1), then its candidates (b..2b-1).
-    """
-
-    members: np.ndarray  # [b] int32
-    placement: list[list[int]]
-
-
 class StepPlan(NamedTuple):
-    """One global batch. Queries, candidates and prompts do not depend on the number of shards."""
+    """One global batch. Only `shards` and what follows it depend on the number of shards."""
 
     step: int
     queries: np.ndarray  # [B] int32
-    candidates: np.ndarray  # [B] int32: the positive drawn for each query
+    candidates: np.ndarray  # [B, P + H] int32: labelled positives, then hard negatives; -1 = none
     prompts: np.ndarray  # [B] int32: which instruction, -1 = the source has none
     positives: np.ndarray  # [B, M] int32: known positives within this batch, -1 = none
-    candidate_hash: np.ndarray  # [B, M + 1, 2] uint32: of the candidate, then of the positives
+    query_keys: np.ndarray  # [B, 2] uint32
+    candidate_keys: np.ndarray  # [B, P + H, 2] uint32, 0 where there is none
+    positive_keys: np.ndarray  # [B, M, 2] uint32, 0 where there is none
+    labels: int  # P
     shards: tuple[ShardPlan, ...]
     row: RowShape
     num_rows: int  # of each shard
@@ -82,7 +92,8 @@ class Plan:
 
     Raises:
       MarvelError: an item does not fit a row, a weight names a task without queries, a task has
-        fewer queries than its share of one batch, or the batch does not divide among the shards.
+        fewer queries than its share of one batch, hard negatives are asked for but there are
+        none, or the batch does not divide among the shards.
     """
 
     def __init__(self, index: LengthsIndex, config: PlanConfig, *, num_shards: int) -> None:
@@ -97,144 +108,138 @@ class Plan:
             ("candidate", index.candidates, index.candidate_ids),
         ):
             _check_fit(kind, lengths, ids, config.row)
-        shares = _shares(index.tasks, config.task_weights)
-        self._tasks = tuple(shares)
-        self._members = {task: np.flatnonzero(index.tasks == task) for task in shares}
-        total = sum(map(len, self._members.values()))
-        self.steps_per_epoch = max(1, total // config.global_batch)
-        period = self.steps_per_epoch * -(-_LEAST_PERIOD // self.steps_per_epoch)
-        self._counts = _task_counts(np.array(list(shares.values())), config.global_batch, period)
-        self._before = np.concatenate(
-            [np.zeros((1, len(shares)), np.int64), np.cumsum(self._counts, axis=0)]
+        if config.hard_negatives:
+            _check_negatives(index, config.hard_negatives)
+        self._order = TaskOrder(
+            index.tasks, batch=config.global_batch, seed=config.seed, weights=config.task_weights
         )
-        self._check_counts()
-        self._order = functools.lru_cache(maxsize=4 * len(shares))(self._make_order)
+        self.steps_per_epoch = self._order.steps_per_epoch
 
     def step(self, step: int) -> StepPlan:
         """The plan of one step, counted from 0."""
         queries, candidates, prompts = self._draw(step)
-        positives, hashes = self._known_positives(queries, candidates)
         shards = self._place(queries, candidates)
-        longest = max(len(shard.placement) for shard in shards)
-        num_rows = next((size for size in self.row_counts if size >= longest), 0)
-        if num_rows == 0:  # rarer than the probes saw: a coarse grid above them
-            top = self.row_counts[-1]
-            grid = -(-top // 16)
-            num_rows = top + -(-(longest - top) // grid) * grid
+        owner, known = self._known_positives(queries, candidates)
+        shape = self._shape(shards, owner)
+        positives = _rectangle(owner, known, len(queries), shape.known_positives)
         return StepPlan(
             step=step,
             queries=queries.astype(np.int32),
             candidates=candidates.astype(np.int32),
             prompts=prompts.astype(np.int32),
             positives=positives,
-            candidate_hash=hashes,
+            query_keys=self.index.query_keys[queries],
+            candidate_keys=_keys(self.index.candidate_keys, candidates),
+            positive_keys=_keys(self.index.candidate_keys, positives),
+            labels=self.config.positives_per_query,
             shards=shards,
             row=self.config.row,
-            num_rows=num_rows,
-            stats=self._stats(queries, candidates, shards, num_rows),
+            num_rows=shape.num_rows,
+            stats=self._stats(queries, candidates, shards, shape.num_rows),
         )
+
+    def describe(self, step: int) -> dict[str, object]:
+        """The ids in a step's batch, for a report: each query with its candidates."""
+        queries, candidates, _ = self._draw(step)
+        labels = self.config.positives_per_query
+
+        def ids(places: np.ndarray) -> list[str]:
+            return [name.decode() for name in self.index.candidate_ids[places[places >= 0]]]
+
+        return {
+            "step": step,
+            "pairs": [
+                {
+                    "query": self.index.query_ids[query].decode(),
+                    "positives": ids(brought[:labels]),
+                    "hard_negatives": ids(brought[labels:]),
+                }
+                for query, brought in zip(queries, candidates, strict=True)
+            ],
+        }
+
+    @property
+    def refused_negatives(self) -> int:
+        """How many hard negatives of the source are left out: known positives of their query."""
+        return int(self.index.refused_negatives)
+
+    @property
+    def row_counts(self) -> tuple[int, ...]:
+        """All row counts of a shard that can occur, at most six; found by packing a few steps."""
+        return tuple(dict.fromkeys(shape.num_rows for shape in self.shapes))
 
     @functools.cached_property
-    def row_counts(self) -> tuple[int, ...]:
-        """The row counts of a shard that steps are rounded up to, found by packing a few steps."""
-        spread = np.linspace(0, max(self.steps_per_epoch, _PROBES) - 1, _PROBES).astype(int)
+    def shapes(self) -> tuple[BatchShape, ...]:
+        """All sizes of a batch that can occur, from the smallest to one that holds any batch."""
+        brought = self.config.positives_per_query + self.config.hard_negatives
+        items = self.config.global_batch * (1 + brought)
+        probes = int(np.clip(_PROBED_ITEMS // items, _LEAST_PROBES, _MOST_PROBES))
+        spread = np.linspace(0, max(self.steps_per_epoch, probes) - 1, probes).astype(int)
         packed = []
-        for step in spread:
-            queries, candidates, _ = self._draw(int(step))
-            packed.append(max(len(one.placement) for one in self._place(queries, candidates)))
-        wanted = np.arange(1, self.config.row_sizes + 1) / self.config.row_sizes
-        return tuple(sorted({int(np.ceil(size)) for size in np.quantile(packed, wanted)}))
+        for step in spread.tolist():
+            queries, candidates, _ = self._draw(step)
+            shards = self._place(queries, candidates)
+            packed.append(max(len(shard.placement) for shard in shards))
+        most = int(np.diff(self.index.offsets)[self._order.used].max())
+        return batch_shapes(
+            packed,
+            sizes=self.config.row_sizes,
+            chunk=self.config.chunk_rows,
+            most_rows=items // self.num_shards,
+            known_positives=self.config.max_positives,
+            most_known=min(most, self.config.global_batch * brought),
+        )
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Queries, a positive of each and an instruction of each: by (seed, step) alone."""
-        if step < 0:
-            raise MarvelError(f"step is {step}: steps count from 0.")
-        rounds, row = divmod(step, len(self._counts))
-        starts = rounds * self._before[-1] + self._before[row]
-        queries = np.concatenate(
-            [
-                self._walk(column, int(start), int(self._counts[row, column]))
-                for column, start in enumerate(starts)
-            ]
+        """Queries [B], candidates of each [B, P + H] and an instruction of each [B]."""
+        index, config = self.index, self.config
+        queries = self._order.queries(step)
+        draws = random_stream(config.seed, _DRAWS, step).random((len(queries), 2))
+        more = random_stream(config.seed, _MORE_POSITIVES, step).random(
+            (len(queries), config.positives_per_query - 1)
         )
-        draws = _random(self.config.seed, _DRAWS, step).random((len(queries), 2))
-        first, count = self.index.offsets[queries], np.diff(self.index.offsets)[queries]
-        candidates = self.index.positives[first + (draws[:, 0] * count).astype(np.int64)]
-        prompts = self.index.prompts[queries]
+        places = [
+            _draw_distinct(
+                index.positives, index.offsets, queries, np.concatenate([draws[:, :1], more], 1)
+            )
+        ]
+        if config.hard_negatives:
+            uniform = random_stream(config.seed, _NEGATIVES, step).random(
+                (len(queries), config.hard_negatives)
+            )
+            places.append(_draw_distinct(index.negatives, index.negative_offsets, queries, uniform))
+        prompts = index.prompts[queries]
         chosen = np.where(prompts > 0, (draws[:, 1] * prompts).astype(np.int64), -1)
-        return queries, candidates, chosen
+        return queries, np.concatenate(places, axis=1), chosen
 
-    def _walk(self, column: int, start: int, count: int) -> np.ndarray:
-        """`count` queries of a task from place `start` of its endless sequence of epochs."""
-        members = self._members[self._tasks[column]]
-        epoch, place = divmod(start, len(members))
-        order = self._order(column, epoch)[place : place + count]
-        if len(order) < count:
-            order = np.concatenate([order, self._order(column, epoch + 1)[: count - len(order)]])
-        return members[order]
+    def _place(self, queries: np.ndarray, candidates: np.ndarray) -> tuple[ShardPlan, ...]:
+        return place_shards(
+            self.index.queries[queries],
+            self.index.candidates[candidates],
+            candidates >= 0,
+            row=self.config.row,
+            num_shards=self.num_shards,
+        )
 
-    def _make_order(self, column: int, epoch: int) -> np.ndarray:
-        """The permutation of a task's epoch, with no query twice in the batch that begins it."""
-        size = len(self._members[self._tasks[column]])
-        if size < 2 * int(self._counts[:, column].max()):
-            # So few that a batch holds most of them: going round one order never repeats one.
-            return self._shuffle(column, 0)
-        order = self._shuffle(column, epoch)
-        rest = epoch * size % int(self._before[-1, column])
-        row = int(np.searchsorted(self._before[:, column], rest, side="right")) - 1
-        old = rest - int(self._before[row, column])  # of that batch, still from the epoch before
-        if old == 0:
-            return order
-        new = int(self._counts[row, column]) - old
-        # Only the first `count` places move, and the tail that we look at lies behind those.
-        repeated = np.isin(order, self._shuffle(column, epoch - 1)[size - old :])
-        leading = np.flatnonzero(~repeated)[:new]
-        return np.concatenate([order[leading], np.delete(order, leading)])
-
-    def _shuffle(self, column: int, epoch: int) -> np.ndarray:
-        task = self._tasks[column]
-        size = len(self._members[task])
-        return _random(self.config.seed, _ORDER, task, epoch).permutation(size)
+    def _shape(self, shards: tuple[ShardPlan, ...], owner: np.ndarray) -> BatchShape:
+        rows = max(len(shard.placement) for shard in shards)
+        known = int(np.bincount(owner).max())
+        return next(
+            shape
+            for shape in self.shapes
+            if shape.num_rows >= rows and shape.known_positives >= known
+        )
 
     def _known_positives(
         self, queries: np.ndarray, candidates: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        present = np.unique(candidates)
-        lists = [
-            self.index.positives[self.index.offsets[query] : self.index.offsets[query + 1]]
-            for query in queries
-        ]
-        owner = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
-        flat = np.concatenate(lists)
-        keep = np.isin(flat, present)
-        owner, flat = owner[keep], flat[keep]
-        counts = np.bincount(owner, minlength=len(lists))
-        width = self.config.max_positives
-        while width < counts.max():
-            width *= 2
-        positives = np.full((len(lists), width), -1, np.int32)
-        positives[owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)] = (
-            flat
-        )
-        names = np.char.decode(self.index.candidate_ids[present], "utf-8")
-        hashes = np.stack([id_hash(str(name)) for name in names])
-        wanted = np.concatenate([candidates[:, None], positives], axis=1)
-        place = np.searchsorted(present, np.maximum(wanted, present[0]))
-        return positives, np.where(wanted[..., None] >= 0, hashes[place], np.uint32(0))
-
-    def _place(self, queries: np.ndarray, candidates: np.ndarray) -> tuple[ShardPlan, ...]:
-        """Deals the pairs to the shards so that all carry about the same, and packs each."""
-        ours, theirs = self.index.queries[queries], self.index.candidates[candidates]
-        order = np.argsort(-(ours + theirs).sum(axis=1), kind="stable")
-        dealt = order.reshape(-1, self.num_shards).copy()
-        dealt[1::2] = dealt[1::2, ::-1]
-        return tuple(
-            ShardPlan(
-                members=members.astype(np.int32),
-                placement=pack(np.concatenate([ours[members], theirs[members]]), self.config.row),
-            )
-            for members in dealt.T
-        )
+        """Every (place of a query in the batch, candidate of the batch that answers it)."""
+        first, count = self.index.offsets[queries], np.diff(self.index.offsets)[queries]
+        owner = np.repeat(np.arange(len(queries)), count)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        known = self.index.positives[np.repeat(first, count) + within]
+        present = np.isin(known, candidates)
+        return owner[present], known[present]
 
     def _stats(
         self,
@@ -243,7 +248,8 @@ class Plan:
         shards: tuple[ShardPlan, ...],
         num_rows: int,
     ) -> PackingStats:
-        used = self.index.queries[queries].sum(0) + self.index.candidates[candidates].sum(0)
+        brought = self.index.candidates[candidates[candidates >= 0]]
+        used = self.index.queries[queries].sum(0) + brought.sum(0)
         rows = num_rows * self.num_shards
         row = self.config.row
         return PackingStats(
@@ -252,23 +258,39 @@ class Plan:
             padded_rows=1 - sum(len(shard.placement) for shard in shards) / rows,
         )
 
-    def _check_counts(self) -> None:
-        for column, task in enumerate(self._tasks):
-            most, size = int(self._counts[:, column].max()), len(self._members[task])
-            if most > size:
-                raise MarvelError(
-                    f"Task {task} has {size} queries, but its weight asks for {most} of them in "
-                    f"one batch of {self.config.global_batch}: lower its weight or the batch."
-                )
-            if most == 0:
-                raise MarvelError(
-                    f"Task {task}'s weight is too small to bring one query into "
-                    f"{len(self._counts)} batches: raise it, or leave the task out."
-                )
+
+def _draw_distinct(
+    values: np.ndarray, offsets: np.ndarray, queries: np.ndarray, uniform: np.ndarray
+) -> np.ndarray:
+    """Draws from each query's list without replacement: [B, k], -1 where the list ends.
+
+    `uniform` [B, k] are random numbers in [0, 1).
+    """
+    first, count = offsets[queries], np.diff(offsets)[queries]
+    drawn = np.full(uniform.shape, -1, np.int64)
+    taken = np.zeros((len(queries), 0), np.int64)  # places within the list, ascending
+    for column in range(uniform.shape[1]):
+        # The n-th of the places that are left lies behind as many taken ones as are not above it.
+        place = (uniform[:, column] * (count - column)).astype(np.int64)
+        for earlier in range(column):
+            place += place >= taken[:, earlier]
+        left = count > column
+        drawn[left, column] = values[(first + place)[left]]
+        taken = np.sort(np.concatenate([taken, place[:, None]], axis=1), axis=1)
+    return drawn
 
 
-def _random(*seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+def _rectangle(owner: np.ndarray, values: np.ndarray, rows: int, width: int) -> np.ndarray:
+    """Each owner's values in a row [rows, width] int32, -1 behind them."""
+    counts = np.bincount(owner, minlength=rows)
+    places = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rectangle = np.full((rows, width), -1, np.int32)
+    rectangle[owner, places] = values
+    return rectangle
+
+
+def _keys(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return np.where(places[..., None] >= 0, keys[places], np.uint32(0))
 
 
 def _check_fit(kind: str, lengths: np.ndarray, ids: np.ndarray, row: RowShape) -> None:
@@ -284,40 +306,11 @@ def _check_fit(kind: str, lengths: np.ndarray, ids: np.ndarray, row: RowShape) -
         )
 
 
-def _shares(tasks: np.ndarray, weights: Mapping[int, float] | None) -> dict[int, float]:
-    """Task id -> share of a batch, in the order of ids, adding up to 1."""
-    present, sizes = np.unique(tasks, return_counts=True)
-    found = dict(zip(present.tolist(), sizes.tolist(), strict=True))
-    wanted = dict(found) if weights is None else dict(weights)
-    for task, weight in wanted.items():
-        if not weight >= 0:
-            raise MarvelError(f"task_weights gives task {task} {weight}: give 0 or more.")
-        if weight > 0 and task not in found:
-            raise MarvelError(
-                f"task_weights names task {task}, but the source has no query of it: it has tasks "
-                f"{', '.join(map(str, found)) or 'none'}."
-            )
-    total = sum(wanted.values())
-    if not total > 0:
-        raise MarvelError("There is nothing to train on: no query, or no task with a weight.")
-    return {task: weight / total for task, weight in sorted(wanted.items()) if weight > 0}
-
-
-def _task_counts(shares: np.ndarray, batch: int, period: int) -> np.ndarray:
-    """How many queries of each task [period, tasks] each batch takes; every row adds up to it.
-
-    A task gets the whole part of its share in every batch. What is left goes round by smooth
-    weighted round-robin: each place to the task that is furthest behind.
-    """
-    exact = shares * batch
-    whole = np.floor(exact).astype(np.int64)
-    rest = exact - whole
-    counts = np.tile(whole, (period, 1))
-    credit = np.zeros(len(shares))
-    for row in counts:
-        credit += rest
-        for _ in range(batch - int(whole.sum())):
-            behind = int(np.argmax(credit))
-            credit[behind] -= 1
-            row[behind] += 1
-    return counts
+def _check_negatives(index: LengthsIndex, hard_negatives: int) -> None:
+    if len(index.negatives) == 0:
+        refused = int(index.refused_negatives)
+        raise MarvelError(
+            f"hard_negatives is {hard_negatives}, but no query of the source names a hard negative"
+            + (f" that is not its positive ({refused} are left out)" if refused else "")
+            + ": mine some first, or set it to 0."
+        )

@@ -9,6 +9,7 @@ import numpy as np
 from marvel_jax.data.batch import Batch, Rows, build_rows
 from marvel_jax.data.epoch_plan import Plan, StepPlan
 from marvel_jax.data.items import Candidate, Item, Query, RetrievalSource
+from marvel_jax.data.plan_shards import ShardPlan
 from marvel_jax.data.processor import Processor
 
 _Record = TypeVar("_Record", Query, Candidate)
@@ -46,28 +47,39 @@ def build_batch(
     source: RetrievalSource, processor: Processor, step: StepPlan, shards: range
 ) -> Batch:
     """Reads and packs the given shards of one planned step; leading axes are shards * size."""
-    rows: list[Rows] = []
-    slots: list[np.ndarray] = []
-    for shard in shards:
-        members, placement = step.shards[shard]
-        items = _query_items(source, step, members) + _candidate_items(source, step, members)
-        encoded = [processor(item) for item in items]
-        written, slot = build_rows(encoded, placement, step.row, num_rows=step.num_rows)
-        rows.append(written)
-        slots.append(slot.reshape(2, len(members)))
-    members = np.concatenate([step.shards[shard].members for shard in shards])
-    each = len(members) // len(shards)
-    hashes = step.candidate_hash[members]
+    parts = [_build_shard(source, processor, step, step.shards[shard]) for shard in shards]
+    rows = Rows(*map(np.concatenate, zip(*(part.rows for part in parts), strict=True)))
+    rest = zip(*(part[1:] for part in parts), strict=True)
+    return Batch(rows, *map(np.concatenate, rest))
+
+
+def _build_shard(
+    source: RetrievalSource, processor: Processor, step: StepPlan, shard: ShardPlan
+) -> Batch:
+    members, placement = shard
+    brought = step.candidates[members]
+    present = (brought >= 0).ravel()
+    items = _query_items(source, step, members) + _candidate_items(source, brought)
+    encoded = [processor(item) for item in items]
+    rows, slots = build_rows(encoded, placement, step.row, num_rows=step.num_rows)
+    candidate_id = step.candidate_keys[members].reshape(-1, 2)
+    item_key = np.zeros((step.num_rows * step.row.items, 2), np.uint32)
+    item_key[slots] = np.concatenate([step.query_keys[members], candidate_id[present]])
+    candidate_slot = np.zeros(len(present), np.int32)
+    candidate_slot[present] = slots[len(members) :]
+    place = np.arange(len(present), dtype=np.int32).reshape(brought.shape)[:, : step.labels]
     return Batch(
-        rows=Rows(*(np.concatenate(field) for field in zip(*rows, strict=True))),
-        query_slot=np.concatenate([slot[0] for slot in slots]),
-        candidate_slot=np.concatenate([slot[1] for slot in slots]),
-        candidate_id=hashes[:, 0],
-        positive_ids=hashes[:, 1:],
+        rows=rows,
+        item_key=item_key.reshape(step.num_rows, step.row.items, 2),
+        query_slot=slots[: len(members)],
+        candidate_slot=candidate_slot,
+        candidate_id=candidate_id,
+        candidate_query=np.repeat(np.arange(len(members), dtype=np.int32), brought.shape[1]),
+        positive_ids=step.positive_keys[members],
         positive_valid=step.positives[members] >= 0,
-        own_positive=np.tile(np.arange(each, dtype=np.int32), len(shards)),
+        own_positive=np.where(brought[:, : step.labels] >= 0, place, -1).astype(np.int32),
         query_valid=np.ones(len(members), bool),
-        candidate_valid=np.ones(len(members), bool),
+        candidate_valid=present,
     )
 
 
@@ -80,10 +92,10 @@ def _query_items(source: RetrievalSource, step: StepPlan, members: np.ndarray) -
     return items
 
 
-def _candidate_items(source: RetrievalSource, step: StepPlan, members: np.ndarray) -> list[Item]:
+def _candidate_items(source: RetrievalSource, brought: np.ndarray) -> list[Item]:
     return [
         dataclasses.replace(candidate.item, instruction=None, id=candidate.id)
-        for candidate in _read(source.candidates, step.candidates[members])
+        for candidate in _read(source.candidates, brought[brought >= 0])
     ]
 
 

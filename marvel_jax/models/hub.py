@@ -1,25 +1,20 @@
 """Hugging Face folders in and out: safetensors only, read tensor by tensor, written atomically."""
 
-import contextlib
 import dataclasses
+import functools
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
+from jax.sharding import Sharding
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import atomic_folder, read_json, write_json
-from marvel_jax.models import names
+from marvel_jax.files import atomic_folder, write_json
+from marvel_jax.models import names, streaming, tensors
 from marvel_jax.models.config import Qwen2VLConfig
-
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 # What a tokenizer and a processor are made of, besides the weights.
 _COMPANIONS = (
@@ -40,7 +35,10 @@ _COMPANIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model on the host: numpy parameters as `init_params` nests them; temperature if stored."""
+    """A model: parameters as `init_params` nests them; temperature if stored.
+
+    The parameters are numpy arrays from `load`, global JAX arrays from `load_sharded`.
+    """
 
     config: Qwen2VLConfig
     params: dict[str, Any]
@@ -57,8 +55,8 @@ def resolve(source: Path | str) -> Path:
       MarvelError: neither a folder nor a model that can be had.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
+    if folder.exists():
+        return _a_folder(folder)
     name = str(source)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise MarvelError(f"{source} does not exist, and is not a Hub id of the form owner/name.")
@@ -66,15 +64,18 @@ def resolve(source: Path | str) -> Path:
 
     try:
         # Companions are named one by one: a repository may hold gigabytes of other files.
-        wanted = ["config.json", "*.safetensors", _INDEX, *_COMPANIONS]
+        wanted = ["config.json", "adapter_config.json", "*.safetensors"]
+        wanted += ["model.safetensors.index.json", *_COMPANIONS]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # The client raises its own, requests' and the operating system's.
-        cause = str(error).strip().splitlines()
+        # The first line says why; the client's advice below it is said better here. "Got:" is how
+        # it quotes what it caught.
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Got: ")
         raise MarvelError(
-            f"{name} is not a folder here, and could not be had from the Hugging Face Hub: "
-            f"{cause[0] if cause else type(error).__name__} "
-            "Check the name, the connection, HF_TOKEN for a gated model, and that HF_HUB_OFFLINE "
-            "is not set; or download the model elsewhere and give its folder."
+            f"{name} is not a folder here, and could not be had from the Hugging Face Hub "
+            f"({cause.rstrip('.')}). Check the name, the connection, HF_TOKEN for a gated model, "
+            "and that HF_HUB_OFFLINE is not set; or download the model elsewhere and give its "
+            "folder."
         ) from error
 
 
@@ -88,28 +89,97 @@ def load(folder: Path | str, *, dtype: Any = jnp.float32) -> Checkpoint:
       MarvelError: a file is missing, broken or a pickle; a weight is unknown, missing, doubled, not
         of floats, or of another shape than config.json says. One message names all of a kind.
     """
-    folder = Path(folder)
-    config = Qwen2VLConfig.from_folder(folder)
-    dtype = jnp.dtype(dtype)
-    with _Weights(folder) as weights:
-        stored = weights.names()
+    source = _Source(folder)
+    flat = {}
+    for row in source.rows:
+        whole = tuple(slice(0, size) for size in row.shape(source.config))
+        flat[row.path] = source.read(row, whole, jnp.dtype(dtype))
+    return Checkpoint(source.config, names.nest(flat), source.temperature())
+
+
+def load_sharded(
+    folder: Path | str,
+    *,
+    sharding: Callable[[str, tuple[int, ...]], Sharding],
+    dtype: Callable[[str], Any],
+    chunk_bytes: int = streaming.CHUNK_BYTES,
+) -> Checkpoint:
+    """Reads a folder straight into the shards of global arrays, equal to `load` bit for bit.
+
+    Every process calls it, and reads the parts of the files that its own devices hold. The host
+    never holds a whole parameter: memory beside the shards is at most twice the largest tensor on
+    disk.
+
+    Args:
+      folder: as for `load`.
+      sharding: (path, global shape) -> where the parameter lives.
+      dtype: path -> its type.
+      chunk_bytes: how much a process reads at a time.
+
+    Raises:
+      MarvelError: as `load`.
+    """
+    source = _Source(folder)
+    flat = {}
+    for row in source.rows:
+        shape, kind = row.shape(source.config), jnp.dtype(dtype(row.path))
+        flat[row.path] = streaming.stream(
+            functools.partial(source.read, row, dtype=kind),
+            shape=shape,
+            sharding=sharding(row.path, shape),
+            dtype=kind,
+            stacked=row.layers is not None,
+            outer=names.TRANSFORMS[row.transform].outer,
+            chunk_bytes=chunk_bytes,
+        )
+    return Checkpoint(source.config, names.nest(flat), source.temperature())
+
+
+class _Source:
+    """A model's folder, checked against its config.json and open for reading."""
+
+    def __init__(self, folder: Path | str) -> None:
+        folder = _a_folder(Path(folder))
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise MarvelError(
+                f"{folder} holds adapters, not a model: load the model that they were trained on "
+                "(base_model_name_or_path in adapter_config.json), and these as its adapters."
+            )
+        self.config = Qwen2VLConfig.from_folder(folder)
+        self._weights = tensors.Weights(folder)
         try:
-            found = names.match(stored, config)
+            self._found = names.match(self._weights.names(), self.config)
         except MarvelError as error:
             raise MarvelError(f"{folder}: {error}") from error
-        rows = [row for row in names.table(config) if row.path in found]
-        _check_shapes(folder, weights, rows, found, config)
-        flat = {}
-        for row in rows:
-            to_ours = names.TRANSFORMS[row.transform].to_ours
-            array = np.empty(row.shape(config), dtype)
-            for layer, key in enumerate(found[row.path]):
-                array[layer if row.layers else ...] = to_ours(weights.get(key))
-            flat[row.path] = array
-        temperature = None
-        if names.TEMPERATURE in stored:
-            temperature = float(weights.get(names.TEMPERATURE).astype(np.float32).reshape(-1)[0])
-    return Checkpoint(config=config, params=names.nest(flat), temperature=temperature)
+        self.rows = [row for row in names.table(self.config) if row.path in self._found]
+        _check_shapes(folder, self._weights, self.rows, self._found, self.config)
+
+    def read(self, row: names.Parameter, region: names.Region, dtype: Any) -> np.ndarray:
+        """A region of our array of this parameter, layers included."""
+        part = names.TRANSFORMS[row.transform].part
+        keys = self._found[row.path]
+        array = np.empty([axis.stop - axis.start for axis in region], dtype)
+        if row.layers is None:
+            with self._weights.open(keys[0]) as stored:
+                array[...] = part(stored, region)
+            return array
+        for place, key in enumerate(keys[region[0]]):
+            with self._weights.open(key) as stored:
+                array[place] = part(stored, region[1:])
+        return array
+
+    def temperature(self) -> float | None:
+        if names.TEMPERATURE not in self._weights.names():
+            return None
+        return float(self._weights.get(names.TEMPERATURE).astype(np.float32).reshape(-1)[0])
+
+
+def _a_folder(folder: Path) -> Path:
+    if folder.is_file():
+        raise MarvelError(f"{folder} is a file: give the folder that holds it, {folder.parent}.")
+    if not folder.is_dir():
+        raise MarvelError(f"{folder} does not exist.")
+    return folder
 
 
 def save(
@@ -146,7 +216,8 @@ def save(
     dtype = jnp.dtype(flat["language/token_embedding"].dtype).name
     with atomic_folder(folder) as partial:
         _describe(partial, config, attention, dtype, tokenizer_from, documents or {})
-        _write_weights(partial, _hub_tensors(flat, config, temperature), max_shard_bytes)
+        stored = _hub_tensors(flat, config, temperature)
+        tensors.write(partial, stored, max_shard_bytes=max_shard_bytes)
 
 
 def save_blueprint(
@@ -183,64 +254,9 @@ def _describe(
     write_json(folder / "config.json", {**config.to_dict(), "dtype": dtype})
 
 
-class _Weights(contextlib.ExitStack):
-    """The tensors of a folder by name, in one file or several; nothing is read before `get`."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._files: dict[str, Any] = {}
-        for path in _weight_files(folder):
-            try:
-                handle = self.enter_context(safetensors.safe_open(path, framework="np"))
-            except (safetensors.SafetensorError, OSError) as error:
-                self.close()
-                raise MarvelError(f"{path} is not a whole safetensors file: {error}") from error
-            for key in list(handle.keys()):
-                if key in self._files:
-                    self.close()
-                    raise MarvelError(f"{path}: weight {key} is in another file of {folder} too.")
-                self._files[key] = handle
-
-    def names(self) -> set[str]:
-        return set(self._files)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._files[key].get_slice(key).get_shape())
-
-    def dtype(self, key: str) -> str:
-        return str(self._files[key].get_slice(key).get_dtype())
-
-    def get(self, key: str) -> np.ndarray:
-        return self._files[key].get_tensor(key)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        index = read_json(folder / _INDEX)
-        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-            raise MarvelError(f"{folder / _INDEX}: field weight_map is missing.")
-        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-        absent = [path.name for path in files if not path.is_file()]
-        if absent:
-            raise MarvelError(
-                f"{folder}: {', '.join(absent)} of {_INDEX} is missing: the download is not whole."
-            )
-        return files
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-    if pickles:
-        raise MarvelError(
-            f"{folder} holds its weights as {', '.join(pickles)}: pickles can run any code when "
-            "they are opened and are never read. Convert them with transformers: "
-            "save_pretrained(..., safe_serialization=True)."
-        )
-    raise MarvelError(f"{folder} has no {_SINGLE} and no {_INDEX}.")
-
-
 def _check_shapes(
     folder: Path,
-    weights: _Weights,
+    weights: tensors.Weights,
     rows: list[names.Parameter],
     found: Mapping[str, list[str]],
     config: Qwen2VLConfig,
@@ -250,8 +266,10 @@ def _check_shapes(
         expected = row.hub_shape(config)
         fields = ", ".join(str(size) for size in row.sizes)
         for key in found[row.path]:
-            if weights.dtype(key) not in _FLOATS:
-                problems.append(f"{key} is of type {weights.dtype(key)}, expected one of {_FLOATS}")
+            if weights.dtype(key) not in tensors.FLOATS:
+                problems.append(
+                    f"{key} is of type {weights.dtype(key)}, expected one of {tensors.FLOATS}"
+                )
             elif weights.shape(key) != expected:
                 shape = list(weights.shape(key))
                 problems.append(f"{key} is {shape}, expected {list(expected)} from {fields}")
@@ -289,42 +307,6 @@ def _hub_tensors(
             yield row.hub_name(layer), np.ascontiguousarray(to_hub(array, config))
     if temperature is not None:
         yield names.TEMPERATURE, np.asarray(temperature, np.float32)
-
-
-def _write_weights(
-    folder: Path, tensors: Iterator[tuple[str, np.ndarray]], max_shard_bytes: int
-) -> None:
-    """Writes shard after shard, so that only one is in memory besides the parameters."""
-    shards: list[list[str]] = []
-    shard: dict[str, np.ndarray] = {}
-    size = total = 0
-
-    def flush() -> None:
-        path = folder / f"shard-{len(shards)}"
-        # transformers refuses a file whose metadata does not say "pt".
-        safetensors.numpy.save_file(shard, path, metadata={"format": "pt"})
-        # safetensors makes files that only their owner can read: follow the user's own default.
-        path.chmod((folder / "config.json").stat().st_mode)
-        shards.append(list(shard))
-        shard.clear()
-
-    for name, array in tensors:
-        if shard and size + array.nbytes > max_shard_bytes:
-            flush()
-            size = 0
-        shard[name] = array
-        size += array.nbytes
-        total += array.nbytes
-    flush()
-    if len(shards) == 1:
-        (folder / "shard-0").rename(folder / _SINGLE)
-        return
-    weight_map: dict[str, str] = {}
-    for number, keys in enumerate(shards):
-        name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"shard-{number}").rename(folder / name)
-        weight_map |= dict.fromkeys(keys, name)
-    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _copy_companions(source: Path, target: Path) -> None:

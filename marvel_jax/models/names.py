@@ -7,7 +7,7 @@ to the tree that `init_params` makes.
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,12 +28,39 @@ _LANGUAGE = ("model.", "model.language_model.", "language_model.")
 _VISION = ("visual.", "model.visual.")
 
 
+class Stored(Protocol):
+    """A tensor of the hub, in memory or on disk: indexing gives just that part of it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
+
+
+Region = tuple[slice, ...]
+"""A box of an array: one slice an axis, with start and stop."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How a tensor of the hub becomes ours, and back. Both are views wherever numpy allows."""
+    """How any part of a tensor of the hub becomes ours, and how ours becomes the hub's.
 
-    to_ours: Callable[[np.ndarray], np.ndarray]
+    Attributes:
+      part: (stored, region of ours) -> that region, reading no more of the tensor than it needs.
+      to_hub: the whole, back. Both are views wherever numpy allows.
+      outer: our axis that is outermost on disk: cut along it, a tensor is read in long runs.
+    """
+
+    part: Callable[[Stored, Region], np.ndarray]
     to_hub: Callable[[np.ndarray, Qwen2VLConfig], np.ndarray]
+    outer: int
+
+
+def _patch_part(stored: Stored, region: Region) -> np.ndarray:
+    # The pixels of a patch are four axes on disk, and are read whole: no one shards them.
+    values, features = region
+    whole = tuple(slice(0, size) for size in stored.shape[1:])
+    kernel = stored[(features, *whole)]
+    return kernel.reshape(kernel.shape[0], -1).T[values]
 
 
 def _patch_kernel(kernel: np.ndarray, config: Qwen2VLConfig) -> np.ndarray:
@@ -42,17 +69,27 @@ def _patch_kernel(kernel: np.ndarray, config: Qwen2VLConfig) -> np.ndarray:
     return kernel.T.reshape(size)
 
 
+def _qkv_part(stored: Stored, region: Region) -> np.ndarray:
+    """[in, 3, out] of [3 * out, in], or [3, out] of [3 * out]."""
+    *inputs, which, features = region
+    size = stored.shape[0] // 3
+    starts = [number * size for number in range(which.start, which.stop)]
+    parts = [
+        stored[(slice(start + features.start, start + features.stop), *inputs)].T
+        for start in starts
+    ]
+    return np.stack(parts, axis=-2)
+
+
 TRANSFORMS: Mapping[str, Transform] = {
-    "same": Transform(lambda x: x, lambda x, _: x),
+    "same": Transform(lambda x, at: x[at], lambda x, _: x, outer=0),
     # torch.nn.Linear stores [out, in].
-    "transpose": Transform(lambda x: x.T, lambda x, _: x.T),
+    "transpose": Transform(lambda x, at: x[at[::-1]].T, lambda x, _: x.T, outer=1),
     # A convolution whose kernel is its stride: [out, channels, frames, height, width].
-    "patch_kernel": Transform(lambda x: x.reshape(x.shape[0], -1).T, _patch_kernel),
+    "patch_kernel": Transform(_patch_part, _patch_kernel, outer=1),
     # Query, key and value one after the other: [3 * out, in] and [3 * out].
-    "qkv_kernel": Transform(
-        lambda x: x.T.reshape(x.shape[1], 3, -1), lambda x, _: x.reshape(x.shape[0], -1).T
-    ),
-    "qkv_bias": Transform(lambda x: x.reshape(3, -1), lambda x, _: x.reshape(-1)),
+    "qkv_kernel": Transform(_qkv_part, lambda x, _: x.reshape(x.shape[0], -1).T, outer=2),
+    "qkv_bias": Transform(_qkv_part, lambda x, _: x.reshape(-1), outer=1),
 }
 
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.language import LanguageModel
+from marvel_jax.models.linear import Dense
+from marvel_jax.models.lora import LoraConfig, check_adapters
 from marvel_jax.models.pooling import Embeddings, pool
 from marvel_jax.models.vision import VisionTower
 
@@ -16,9 +18,11 @@ Params = dict[str, Any]
 
 ATTENTIONS = ("bidirectional", "causal")
 
-# What the backward pass keeps of a block; what it does not keep, it computes again.
+# What the backward pass keeps of a block; what it does not keep, it computes again. None: all.
+# Whatever is kept, the attention weights are so with "none" only: `attend` sees to that.
 REMAT = {
     "none": None,
+    "attention": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -59,6 +63,7 @@ class Qwen2VL(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     implementation: str = "xla"
+    lora: LoraConfig | None = None
 
     def setup(self) -> None:
         config = self.config
@@ -69,25 +74,34 @@ class Qwen2VL(nn.Module):
         if self.remat not in REMAT:
             raise MarvelError(f"remat {self.remat!r} is unknown: use one of {', '.join(REMAT)}.")
         width, causal = config.text.hidden_size, self.attention == "causal"
-        shared = {"dtype": self.dtype, "implementation": self.implementation}
-        shared["wrap_block"] = self._stack
+        shared = {
+            "dtype": self.dtype,
+            "implementation": self.implementation,
+            "keep": "weights" if self.remat == "none" else "inputs",
+            "wrap_block": self._stack,
+        }
         self.vision = VisionTower(config.vision, width=width, **shared)
-        self.language = LanguageModel(config.text, causal=causal, **shared)
+        self.language = LanguageModel(config.text, causal=causal, lora=self.lora, **shared)
         if not config.tie_word_embeddings:
             init = nn.initializers.normal(config.text.initializer_range)
-            self.lm_head = nn.Dense(
+            self.lm_head = Dense(
                 config.text.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init
             )
 
-    def _stack(self, block: type[nn.Module], *, length: int) -> Any:
-        """A scan over `length` copies of the block, parameters stacked on a leading axis."""
-        if self.remat != "none":
-            block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
+    def _stack(self, block: type[nn.Module], *, length: int, shared: int, each: int = 0) -> Any:
+        """A scan over `length` copies of the block, parameters stacked on a leading axis.
+
+        After the carry the block takes `shared` arguments that are the same for all copies, then
+        `each` that have one entry for each.
+        """
+        policy = REMAT[self.remat]
+        if policy is not None:
+            block = nn.remat(block, policy=policy, prevent_cse=False)
         return nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "adapters": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast,) * shared + (0,) * each,
             length=length,
         )
 
@@ -96,10 +110,10 @@ class Qwen2VL(nn.Module):
             return None
         return self.vision(rows.patches, rows.patch_hw, rows.patch_segments)
 
-    def __call__(self, rows: Rows) -> jax.Array:
+    def __call__(self, rows: Rows, dropout_keys: jax.Array | None = None) -> jax.Array:
         visual = self.visual_tokens(rows)
         hidden = self.language(
-            rows.tokens, rows.positions, rows.segments, rows.vision_index, visual
+            rows.tokens, rows.positions, rows.segments, rows.vision_index, visual, dropout_keys
         )
         if self.is_initializing() and not self.config.tie_word_embeddings:
             self.lm_head(hidden)  # The embedder does not use it, but a lossless export needs it.
@@ -151,10 +165,22 @@ def hidden_states(
     attention: str = "bidirectional",
     dtype: Any = jnp.float32,
     remat: str = "none",
+    adapters: Params | None = None,
+    lora: LoraConfig | None = None,
+    dropout_keys: jax.Array | None = None,
 ) -> jax.Array:
-    """The language model's states [R, S, D] of `dtype`, after its final norm."""
-    model = Qwen2VL(config, attention=attention, dtype=dtype, remat=remat)
-    return cast(jax.Array, model.apply({"params": params}, rows))
+    """The language model's states [R, S, D] of `dtype`, after its final norm; see `embed`."""
+    variables = {"params": params}
+    if (adapters is None) != (lora is None):
+        given, lacking = ("lora", "adapters") if adapters is None else ("adapters", "lora")
+        raise MarvelError(f"{given} without {lacking}: give both or neither.")
+    if adapters is not None and lora is not None:
+        check_adapters(adapters, config, lora)
+        variables["adapters"] = adapters
+    elif dropout_keys is not None:
+        raise MarvelError("dropout_keys without adapters: only adapters drop anything.")
+    model = Qwen2VL(config, attention=attention, dtype=dtype, remat=remat, lora=lora)
+    return cast(jax.Array, model.apply(variables, rows, dropout_keys))
 
 
 def embed(
@@ -167,6 +193,9 @@ def embed(
     pooling: str = "mean",
     dtype: Any = jnp.float32,
     remat: str = "none",
+    adapters: Params | None = None,
+    lora: LoraConfig | None = None,
+    dropout_keys: jax.Array | None = None,
 ) -> Embeddings:
     """Embeds every item of every row; an item's vector does not depend on its neighbours.
 
@@ -178,15 +207,30 @@ def embed(
       attention: "bidirectional" (U-MARVEL) or "causal"; either stays within an item.
       pooling: "mean" over the pooled tokens, or the "last" of them.
       dtype: of the matmuls; norms, rotary, softmax, pooling and unit norm are float32.
-      remat: "none"; "full" keeps only the blocks' inputs; "dots" also the matmuls' outputs.
+      remat: what the backward pass computes again. "none"; "attention": the attention weights;
+        "dots": all but the matmuls' outputs; "full": all but the blocks' inputs.
+      adapters: low-rank adapters as `lora.init_adapters` makes them, or None.
+      lora: what the adapters are; given if and only if they are.
+      dropout_keys: [R, S, 2] uint32 (`lora.token_keys`), in training; None drops nothing.
 
     Returns:
       Embeddings: vectors [R, G, D] float32 of unit norm, valid [R, G] bool.
 
     Raises:
-      MarvelError: an unknown option, or patches of another size than the model's.
+      MarvelError: an unknown option, patches of another size than the model's, or adapters that
+        do not fit it.
     """
-    hidden = hidden_states(params, rows, config, attention=attention, dtype=dtype, remat=remat)
+    hidden = hidden_states(
+        params,
+        rows,
+        config,
+        attention=attention,
+        dtype=dtype,
+        remat=remat,
+        adapters=adapters,
+        lora=lora,
+        dropout_keys=dropout_keys,
+    )
     return pool(
         hidden,
         segments=rows.segments,

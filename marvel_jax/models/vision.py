@@ -1,5 +1,6 @@
 """The vision tower of Qwen2-VL: patches of several images, packed in rows of one static shape."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import numpy as np
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import attention, linear, rotary
 from marvel_jax.models.config import VisionConfig
+from marvel_jax.models.linear import Dense
 
 # Fixed in the architecture: it is in no config.json.
 LAYER_NORM_EPS = 1e-6
@@ -24,10 +26,16 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x = x.astype(jnp.float32)
-        x = x - x.mean(axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + LAYER_NORM_EPS)
-        return (x * scale + bias).astype(self.dtype)
+        # Computed again in the backward pass, like the activations below: see language.RMSNorm.
+        norm = jax.checkpoint(functools.partial(layer_norm, epsilon=LAYER_NORM_EPS))
+        return norm(x, scale, bias).astype(self.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float) -> jax.Array:
+    """Brings x [..., D] to mean 0 and variance 1, then to a gain and a bias [D]; float32."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + epsilon) * scale + bias
 
 
 class PatchEmbed(nn.Module):
@@ -64,14 +72,13 @@ class PatchEmbed(nn.Module):
         scale = np.repeat(1.0 / (255.0 * std), repeats).astype(np.float32)
         shift = np.repeat(-mean / std, repeats).astype(np.float32)
         pixels = (patches.astype(jnp.float32) * scale + shift).astype(self.dtype)
-        flat = pixels.reshape(-1, values) @ kernel.astype(self.dtype)
-        return flat.reshape(*patches.shape[:-1], config.embed_dim)
+        return linear.matmul(pixels, kernel)
 
 
 def _dense_options(config: VisionConfig, dtype: Any) -> dict[str, Any]:
     """What every dense layer of the tower has in common."""
     init = nn.initializers.normal(config.initializer_range)
-    return {"dtype": dtype, "kernel_init": init, "dot_general": linear.dot_general}
+    return {"dtype": dtype, "kernel_init": init}
 
 
 class VisionBlock(nn.Module):
@@ -80,6 +87,7 @@ class VisionBlock(nn.Module):
     config: VisionConfig
     dtype: Any
     implementation: str
+    keep: str
 
     @nn.compact
     def __call__(
@@ -92,7 +100,7 @@ class VisionBlock(nn.Module):
 
         normed = LayerNorm(dtype, name="attention_norm")(x)
         # [.., 3, width] and not [.., 3 * width]: a mesh axis then divides heads, never q from k.
-        qkv = nn.DenseGeneral((3, width), name="qkv", **options)(normed)
+        qkv = Dense((3, width), name="qkv", **options)(normed)
         query, key, value = (qkv[:, :, i].reshape(heads) for i in range(3))
         mixed = attention.attend(
             rotary.rotate(query, angles),
@@ -101,12 +109,13 @@ class VisionBlock(nn.Module):
             segments=segments,
             causal=False,
             implementation=self.implementation,
+            keep=self.keep,
         )
-        x = x + nn.Dense(width, name="out", **options)(mixed.reshape(x.shape))
+        x = x + Dense(width, name="out", **options)(mixed.reshape(x.shape))
 
         normed = LayerNorm(dtype, name="mlp_norm")(x)
-        up = nn.Dense(config.mlp_size, name="up", **options)(normed)
-        down = nn.Dense(width, name="down", **options)(quick_gelu(up))
+        up = Dense(config.mlp_size, name="up", **options)(normed)
+        down = Dense(width, name="down", **options)(jax.checkpoint(quick_gelu)(up))
         return x + down, None
 
 
@@ -124,8 +133,8 @@ class Merger(nn.Module):
         size = config.merged_size
         x = LayerNorm(dtype, name="norm")(x)
         x = x.reshape(x.shape[0], -1, size)
-        x = exact_gelu(nn.Dense(size, name="up", **options)(x))
-        return nn.Dense(self.width, name="down", **options)(x)
+        x = jax.checkpoint(exact_gelu)(Dense(size, name="up", **options)(x))
+        return Dense(self.width, name="down", **options)(x)
 
 
 class VisionTower(nn.Module):
@@ -141,6 +150,7 @@ class VisionTower(nn.Module):
     dtype: Any
     wrap_block: Any
     implementation: str
+    keep: str
 
     @nn.compact
     def __call__(
@@ -150,8 +160,13 @@ class VisionTower(nn.Module):
         x = PatchEmbed(config, self.dtype, name="patch_embed")(patches)
         theta = config.rope_theta
         angles = rotary.grid_angles(patch_hw, head_dim=config.head_dim, theta=theta)
-        blocks = self.wrap_block(VisionBlock, length=config.depth)
-        blocks = blocks(config, self.dtype, self.implementation, name="blocks")
+        blocks = self.wrap_block(VisionBlock, length=config.depth, shared=2)(
+            config,
+            dtype=self.dtype,
+            implementation=self.implementation,
+            keep=self.keep,
+            name="blocks",
+        )
         x, _ = blocks(x, angles, patch_segments)
         return Merger(config, self.width, self.dtype, name="merger")(x)
 

@@ -1,6 +1,7 @@
 """What the commands of `marvel` do; `cli.py` parses and prints."""
 
 import importlib.util
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files, read_jsonl, write_json
 from marvel_jax.models import hub
 from marvel_jax.recipes.evaluation import Ticker, evaluate_embedder, score_table
-from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, Outcome
+from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, EXIT_TERMINATED, Outcome
 from marvel_jax.recipes.overrides import override
 from marvel_jax.retrieval import exact
 from marvel_jax.retrieval.embedder import Embedder
@@ -54,20 +55,42 @@ def build_emoji(out: Path, *, seed: int) -> Outcome:
     )
 
 
-def run_training(config: Path, workdir: Path, *, overrides: tuple[str, ...]) -> Outcome:
+def run_training(
+    config: Path,
+    workdir: Path,
+    *,
+    overrides: tuple[str, ...],
+    profile_steps: str | None = None,
+    peak_tflops: float | None = None,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Outcome:
     """Trains what a config file describes and writes `workdir/model`."""
-    from marvel_jax.training.export import export_params
-    from marvel_jax.training.loop import train
+    from marvel_jax.parallel import hosts
+    from marvel_jax.training.export import export_checkpoint
+    from marvel_jax.training.loop import Watching, train
+    from marvel_jax.training.profiling import parse_steps
 
+    watching = Watching(parse_steps(profile_steps) if profile_steps else None, peak_tflops)
     loaded = load_config(config, overrides)
-    result = train(loaded, workdir)
-    facts = {"workdir": str(workdir), "steps": result.steps, "interrupted": result.interrupted}
+    # Before anything asks for the devices.
+    hosts.start(coordinator, num_processes, process_id)
+    result = train(loaded, workdir, watching=watching)
+    facts: dict[str, Any] = {"workdir": str(workdir), "steps": result.steps}
+    facts["interrupted"] = result.interrupted
     if result.interrupted:
         line = f"stopped after {result.steps} of {loaded.steps} steps; run it again to go on"
-        return Outcome(facts, [line], EXIT_INTERRUPTED)
+        terminated = result.signal == signal.SIGTERM
+        return Outcome(facts, [line], EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
     model = workdir / "model"
-    if not model.is_dir():
-        export_params(workdir, model, result.state.params)
+
+    def export() -> None:
+        if not model.is_dir():
+            # From the checkpoint: no process need hold every part of the state.
+            export_checkpoint(workdir, model, base=loaded.model.source)
+
+    hosts.from_main(export)
     facts["model"] = str(model)
     return Outcome(facts, [f"trained {result.steps} steps; model: {model}"])
 
@@ -99,12 +122,13 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     return override(config, overrides)
 
 
-def export_run(run: Path, *, out: Path) -> Outcome:
-    """Writes a run's newest checkpoint as a Hugging Face folder."""
-    from marvel_jax.training.export import export_checkpoint
+def export_run(run: Path, *, out: Path, adapters: bool, base: str | None) -> Outcome:
+    """Writes a run's newest checkpoint as a Hugging Face folder, or its adapters as PEFT's."""
+    from marvel_jax.training.export import export_adapters, export_checkpoint
 
-    step = export_checkpoint(run, out)
-    return Outcome({"out": str(out), "step": step}, [f"{out}: the model after {step} steps"])
+    step = (export_adapters if adapters else export_checkpoint)(run, out, base=base)
+    what = "the adapters" if adapters else "the model"
+    return Outcome({"out": str(out), "step": step}, [f"{out}: {what} after {step} steps"])
 
 
 def import_checkpoint(source: str, *, out: Path) -> Outcome:

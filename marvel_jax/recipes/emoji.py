@@ -3,7 +3,14 @@
 from marvel_jax.data.batch import RowShape
 from marvel_jax.models.config import Qwen2VLConfig, TextConfig, VisionConfig
 from marvel_jax.settings import EmbeddingSettings
-from marvel_jax.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from marvel_jax.training.config import (
+    CheckpointConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 # Pictures are shown at 56 x 56 pixels: 16 patches, 4 visual tokens.
 _SIDE = 56
@@ -48,6 +55,7 @@ def train_config(corpus: str, *, seed: int = 0, steps: int = 1400) -> TrainConfi
         embedding=EmbeddingSettings(
             min_pixels=_SIDE**2 // 4, max_pixels=_SIDE**2, max_text_tokens=48
         ),
+        loss=LossConfig(symmetric=True),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
             warmup_fraction=0.05,
@@ -55,8 +63,7 @@ def train_config(corpus: str, *, seed: int = 0, steps: int = 1400) -> TrainConfi
             temperature_min=0.02,
             temperature_learning_rate=1e-2,
         ),
+        checkpoint=CheckpointConfig(every=200),
         steps=steps,
         seed=seed,
-        symmetric_loss=True,
-        checkpoint_every=200,
     )

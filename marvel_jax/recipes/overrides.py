@@ -53,10 +53,26 @@ def _replace(config: Any, changes: _Changes, prefix: str) -> Any:
             values[name] = _parse(change, hints[name], path)
             continue
         current = getattr(config, name)
+        if current is None:
+            current = _defaults(hints[name])
         if not dataclasses.is_dataclass(current):
             raise MarvelError(f"--set {path}.{next(iter(change))}: {path} is {current!r}.")
         values[name] = _replace(current, change, f"{path}.")
     return dataclasses.replace(config, **values)
+
+
+def _defaults(hint: Any) -> Any:
+    """What an optional part is before its fields are set: model.adapters.rank=8 asks for one."""
+    kinds: tuple[Any, ...] = typing.get_args(hint)
+    for kind in kinds:
+        if dataclasses.is_dataclass(kind) and all(map(_has_default, dataclasses.fields(kind))):
+            return kind()
+    return None
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def _parse(text: str, hint: Any, path: str) -> Any:

@@ -29,7 +29,7 @@ from marvel_jax.retrieval.report_page import write_report
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.export import export_params
 from marvel_jax.training.loop import TrainResult, train
-from marvel_jax.training.state import initial_params, parameter_count
+from marvel_jax.training.state import initial_values, parameter_count
 
 _SHORT_STEPS = 20
 _SHORT_EMOJI = 400
@@ -57,7 +57,8 @@ def run_quickstart(workdir: Path, *, seed: int, short: bool) -> Outcome:
     write_json(workdir / "quickstart.json", settings)
     config = train_config(str(workdir / "corpus"), seed=seed)
     if short:
-        config = dataclasses.replace(config, steps=_SHORT_STEPS, checkpoint_every=10)
+        paced = dataclasses.replace(config.checkpoint, every=10)
+        config = dataclasses.replace(config, steps=_SHORT_STEPS, checkpoint=paced)
     with clock.stage("train", done=(workdir / "model").is_dir()):
         result = train(config, workdir / "train")
         if result.interrupted:
@@ -135,9 +136,7 @@ def build_corpus(folder: Path, *, seed: int, limit: int | None, say: Callable[[s
 def untrained_embedder(config: TrainConfig, result: TrainResult) -> Embedder:
     """The model before its first step: the weights that the seed gives."""
     inputs = result.inputs
-    params = initial_params(
-        inputs.architecture, seed=config.seed, model=None, optimizer=config.optimizer
-    )
+    params, _ = initial_values(config, inputs.architecture, weights=None, temperature=None)
     settings = config.embedding
     return Embedder(
         params["model"],

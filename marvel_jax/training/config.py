@@ -1,11 +1,13 @@
 """What a training run is: frozen dataclasses, checked when they are made."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from marvel_jax.data.batch import RowShape
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.models.lora import LoraConfig
 from marvel_jax.parallel.mesh import MeshConfig
 from marvel_jax.parallel.sharding import ShardingRules
 from marvel_jax.settings import EmbeddingSettings
@@ -16,14 +18,31 @@ def _require(condition: bool, message: str) -> None:
         raise MarvelError(message)
 
 
+def _require_pattern(pattern: str, name: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise MarvelError(
+            f"{name}={pattern!r} is no regular expression ({error}): write one such as 'vision/.*'."
+        ) from error
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """The backbone: loaded from `source` (a Hugging Face folder or Hub id), or `scratch`."""
+    """The backbone: loaded from `source` (a Hugging Face folder or Hub id), or `scratch`.
+
+    What is trained: with `adapters` they alone, over a frozen base; else everything but the
+    parameters whose path (as in models.names) `frozen` matches in full, e.g. "vision/.*". What is
+    frozen is stored in `dtype`, the type of the matmuls; what is trained is float32. `remat` says
+    what the backward pass keeps of each block and what it computes again.
+    """
 
     source: str | None = None
     scratch: Qwen2VLConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "dots", "attention", "full"] = "none"
+    adapters: LoraConfig | None = None
+    frozen: str | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -31,14 +50,92 @@ class ModelConfig:
             "give exactly one of model.source (a folder or Hub id) and model.scratch (an "
             "architecture to initialise).",
         )
+        _require(
+            self.adapters is None or self.frozen is None,
+            f"model.frozen={self.frozen!r} beside model.adapters: adapters freeze the whole base "
+            "already. Leave model.frozen=None.",
+        )
+        if self.frozen is not None:
+            _require_pattern(self.frozen, "model.frozen")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """InfoNCE and its relatives, over every candidate of the global batch.
+
+    implementation: "dense" (plain arrays), "gather" (each shard's queries against all candidates),
+      "ring" (blocks go round; memory flat in the batch), or "auto": see
+      `training.step.loss_implementation`.
+    form: of the loss, see `losses.contrastive`; only "softmax" goes round the ring.
+    symmetric: adds the direction from candidates to queries.
+    in_batch_negatives: False leaves a query its own positives and hard negatives only.
+    tile: rows (gather), rows and columns (ring) of the similarities that exist at one time.
+    """
+
+    implementation: Literal["auto", "dense", "gather", "ring"] = "auto"
+    form: Literal["softmax", "sigmoid", "llave", "focal", "focal_abs", "diht"] = "softmax"
+    symmetric: bool = False
+    in_batch_negatives: bool = True
+    tile: int = 1024
+
+    def __post_init__(self) -> None:
+        _require(self.tile > 0, f"loss.tile={self.tile} must be positive, e.g. 1024.")
+        _require(
+            self.implementation != "ring" or self.form == "softmax",
+            f"loss.implementation='ring' cannot do loss.form={self.form!r}: use "
+            "loss.implementation='gather', or loss.form='softmax'.",
+        )
+        _require(
+            self.in_batch_negatives or not self.symmetric,
+            "loss.symmetric=True needs loss.in_batch_negatives=True: without the batch's other "
+            "queries a candidate has nothing to be told from.",
+        )
+        _require(
+            self.form != "sigmoid" or not self.symmetric,
+            "loss.symmetric=True beside loss.form='sigmoid', which is the same in both "
+            "directions: leave loss.symmetric=False.",
+        )
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with a peak rate or a weight decay of their own; None leaves the common one.
+
+    `pattern` is matched in full against paths: of a weight as in models.names
+    ("vision/blocks/qkv/kernel"), of an adapter with "adapters/" before
+    ("adapters/language/blocks/query/a"). Decay applies to those of them that decay at all.
+    """
+
+    pattern: str
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_pattern(self.pattern, "optimizer.groups: pattern")
+        rate, decay = self.learning_rate, self.weight_decay
+        _require(
+            rate is not None or decay is not None,
+            f"optimizer.groups: {self.pattern!r} sets neither learning_rate nor weight_decay.",
+        )
+        _require(
+            rate is None or rate > 0,
+            f"optimizer.groups: {self.pattern!r} has learning_rate={rate}, which must be positive; "
+            "to leave parameters as they are, name them in model.frozen.",
+        )
+        _require(
+            decay is None or decay >= 0,
+            f"optimizer.groups: {self.pattern!r} has weight_decay={decay}, which must not be "
+            "negative.",
+        )
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up and a cosine to zero.
 
-    `temperature` None starts where a loaded model's was left, else at the published 0.05. It is
-    learned as its logarithm (a step of Adam then moves it by a ratio, whatever its size), kept in
+    Each parameter belongs to the first of `groups` that matches it, or to none. `temperature` None
+    starts where a loaded model's was left, else at the published 0.05. It is learned as its
+    logarithm (a step of Adam then moves it by a ratio, whatever its size), kept in
     [`temperature_min`, `temperature_max`].
     """
 
@@ -54,6 +151,7 @@ class OptimizerConfig:
     temperature_max: float = 1.0
     learn_temperature: bool = True
     temperature_learning_rate: float | None = None
+    groups: tuple[ParameterGroup, ...] = ()
 
     def __post_init__(self) -> None:
         _require(
@@ -83,6 +181,11 @@ class OptimizerConfig:
             rate is None or rate >= 0,
             f"optimizer.temperature_learning_rate={rate} must not be negative.",
         )
+        _require(
+            rate is None or self.learn_temperature,
+            f"optimizer.temperature_learning_rate={rate} beside learn_temperature=False: leave it "
+            "None.",
+        )
         for name in ("learning_rate", "eps", "clip_norm"):
             value = getattr(self, name)
             _require(value > 0, f"optimizer.{name}={value} must be positive.")
@@ -93,7 +196,8 @@ class DataConfig:
     """Where the queries come from and how a global batch is laid out.
 
     `path` is a corpus folder; `reader` says in which of its forms it is read. `task_weights` maps
-    an M-BEIR task id to its share of every batch (None: by size).
+    an M-BEIR task id to its share of every batch (None: by size). Each query brings up to
+    `positives_per_query` of its positives and `hard_negatives` of its negatives.
     """
 
     path: str
@@ -101,7 +205,9 @@ class DataConfig:
     split: str = "train"
     global_batch: int = 128
     task_weights: dict[int, float] | None = None
-    row: RowShape = field(default_factory=lambda: RowShape(tokens=1024, patches=2048, items=64))
+    row: RowShape = field(default_factory=lambda: RowShape(tokens=1536, patches=3712, items=64))
+    positives_per_query: int = 1
+    hard_negatives: int = 0
     prefetch: int = 4
 
     def __post_init__(self) -> None:
@@ -110,6 +216,14 @@ class DataConfig:
             f"data.global_batch={self.global_batch}: a contrastive batch needs at least 2 pairs.",
         )
         _require(self.prefetch > 0, f"data.prefetch={self.prefetch} must be at least 1.")
+        _require(
+            self.positives_per_query > 0,
+            f"data.positives_per_query={self.positives_per_query} must be at least 1.",
+        )
+        _require(
+            self.hard_negatives >= 0,
+            f"data.hard_negatives={self.hard_negatives} must not be negative: 0 for none.",
+        )
         weights = self.task_weights
         if weights is not None:
             _require(
@@ -119,24 +233,64 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint `every` so many steps: the last few stay, and the best few by a metric."""
+
+    every: int = 200
+    keep_last: int = 2
+    keep_best: int = 0
+    best_metric: Literal["loss", "accuracy", "positive_similarity"] = "loss"
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("keep_last", 1), ("keep_best", 0)):
+            value = getattr(self, name)
+            _require(value >= least, f"checkpoint.{name}={value} must be at least {least}.")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go besides metrics.jsonl: TensorBoard, a Weights & Biases project."""
+
+    tensorboard: bool = False
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.wandb_project != "",
+            "tracking.wandb_project='' is no name: give the project's, or None.",
+        )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
     `embedding` holds whatever `model.source` was trained with before: stages may differ in it.
+    `chunk_rows` is how many of its rows a device encodes at a time (GradCache: the loss still
+    spans the whole global batch, and memory does not grow with it); None encodes all at once.
     """
 
     data: DataConfig
     model: ModelConfig
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sharding: ShardingRules = field(default_factory=ShardingRules)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     steps: int = 1000
     seed: int = 0
-    symmetric_loss: bool = False
-    checkpoint_every: int = 200
+    chunk_rows: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "checkpoint_every"):
-            value = getattr(self, name)
-            _require(value > 0, f"{name}={value} must be positive.")
+        _require(self.steps > 0, f"steps={self.steps} must be positive.")
+        _require(
+            self.chunk_rows is None or self.chunk_rows > 0,
+            f"chunk_rows={self.chunk_rows} must be positive, or None for one forward pass.",
+        )
+        _require(
+            self.loss.in_batch_negatives or self.data.hard_negatives > 0,
+            "loss.in_batch_negatives=False with data.hard_negatives=0 leaves nothing to tell a "
+            "positive from: set data.hard_negatives=1 or more.",
+        )

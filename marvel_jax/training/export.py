@@ -1,18 +1,20 @@
 """A trained model as a Hugging Face folder, with the settings that its vectors depend on."""
 
 import math
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.models import hub
+from marvel_jax.models import hub, lora, names, peft
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.settings import SETTINGS_FILE, EmbeddingSettings
-from marvel_jax.training.checkpoints import Checkpoints
-from marvel_jax.training.inputs import Inputs
+from marvel_jax.training import run_folder
+from marvel_jax.training.checkpoints import read_params
+from marvel_jax.training.inputs import Inputs, hash_weights
+from marvel_jax.training.run_folder import Base
 
 # All that a model folder needs besides the weights, written when a run starts.
 _BLUEPRINT = "blueprint"
@@ -37,38 +39,120 @@ def write_blueprint(workdir: Path, inputs: Inputs, embedding: EmbeddingSettings)
     )
 
 
-def export_checkpoint(workdir: Path | str, folder: Path | str) -> int:
+def export_checkpoint(workdir: Path | str, folder: Path | str, *, base: str | None = None) -> int:
     """Writes a run's newest checkpoint where transformers and `Embedder` load it.
 
-    The learned temperature goes along. Returns the step of the checkpoint.
+    Adapters are merged into the base in float32, frozen weights are taken from it, and the learned
+    temperature goes along. `base` is where the model that the run started from is now, if it has
+    moved. Returns the step of the checkpoint. One process does it, whatever made the checkpoint.
 
     Raises:
-      MarvelError: the run has no checkpoint yet, or the folder exists already.
+      MarvelError: the run has no checkpoint yet, the base is not there or is another, or the
+        folder exists already.
     """
-    blueprint = Path(workdir) / _BLUEPRINT
-    if not blueprint.is_dir():
-        raise MarvelError(
-            f"{workdir} is not the folder of a training run: it has no {_BLUEPRINT}/."
-        )
-    with closing(Checkpoints(Path(workdir) / "checkpoints", create=False)) as checkpoints:
-        step, params = checkpoints.restore_params()
-    _save(folder, params, blueprint)
+    step, params = _newest(Path(workdir))
+    _save(folder, params, Path(workdir), base)
+    return step
+
+
+def export_adapters(workdir: Path | str, folder: Path | str, *, base: str | None = None) -> int:
+    """Writes the adapters of a run's newest checkpoint in PEFT's layout, and returns its step.
+
+    The base is named, not copied; `base` is the name to write if it has moved.
+
+    Raises:
+      MarvelError: the run trained no adapters, it has no checkpoint yet, or the folder exists.
+    """
+    run = Path(workdir)
+    step, params = _newest(run)
+    if "adapters" not in params:
+        raise MarvelError(f"{run} trained no adapters: export the whole model, without --adapters.")
+    recorded = run_folder.read_base(run)
+    settings = EmbeddingSettings.read(run / _BLUEPRINT)
+    peft.save_adapters(
+        folder,
+        params["adapters"],
+        Qwen2VLConfig.from_folder(run / _BLUEPRINT),
+        run_folder.read_adapters(run),
+        base=base or recorded.source or "",
+        temperature=_temperature(params, recorded),
+        documents={SETTINGS_FILE: settings.to_dict()},
+    )
     return step
 
 
 def export_params(workdir: Path | str, folder: Path | str, params: dict[str, Any]) -> None:
-    """Writes a run's parameters that are at hand, {"model": ..., "log_temperature": ...}."""
-    _save(folder, jax.device_get(params), Path(workdir) / _BLUEPRINT)
+    """Writes parameters of a run that are at hand, as `TrainState.params` has them."""
+    _save(folder, jax.device_get(params), Path(workdir), None)
 
 
-def _save(folder: Path | str, params: dict[str, Any], blueprint: Path) -> None:
+def _newest(run: Path) -> tuple[int, dict[str, Any]]:
+    if not (run / _BLUEPRINT).is_dir():
+        raise MarvelError(f"{run} is not the folder of a training run: it has no {_BLUEPRINT}/.")
+    return read_params(run / "checkpoints")
+
+
+def _save(folder: Path | str, params: dict[str, Any], run: Path, base: str | None) -> None:
+    blueprint = run / _BLUEPRINT
     settings = EmbeddingSettings.read(blueprint)
+    architecture = Qwen2VLConfig.from_folder(blueprint)
     hub.save(
         folder,
-        config=Qwen2VLConfig.from_folder(blueprint),
-        params=params["model"],
+        config=architecture,
+        params=_whole_model(params, architecture, run, base),
         attention=settings.attention,
-        temperature=math.exp(float(params["log_temperature"])),
+        temperature=_temperature(params, run_folder.read_base(run)),
         tokenizer_from=blueprint,
         documents={SETTINGS_FILE: settings.to_dict()},
     )
+
+
+def _temperature(params: dict[str, Any], base: Base) -> float | None:
+    learned = params.get("log_temperature")
+    return base.temperature if learned is None else math.exp(float(learned))
+
+
+def _whole_model(
+    params: dict[str, Any], architecture: Qwen2VLConfig, run: Path, base: str | None
+) -> dict[str, Any]:
+    """The weights with what the run did not train; float32 wherever something was trained."""
+    weights = names.flatten(params.get("model", {}))
+    missing = [
+        row.path
+        for row in names.table(architecture)
+        if row.path not in weights and not row.optional
+    ]
+    if missing:
+        weights = names.flatten(_base_weights(architecture, run, base, missing)) | weights
+    whole = names.nest(weights)
+    if "adapters" in params:
+        whole = lora.merge(whole, params["adapters"], run_folder.read_adapters(run))
+    return whole
+
+
+def _base_weights(
+    architecture: Qwen2VLConfig, run: Path, base: str | None, missing: list[str]
+) -> dict[str, Any]:
+    """What the run started from, held against the hash that the run recorded."""
+    recorded = run_folder.read_base(run)
+    if recorded.source is None:
+        drawn = jax.device_get(
+            init_params(architecture, key=jax.random.key(run_folder.read_seed(run)))
+        )
+        run_folder.require_same_drawn(run, drawn, missing)
+        return drawn
+    source = base or recorded.source
+    try:
+        folder = hub.resolve(source)
+    except MarvelError as error:
+        raise MarvelError(
+            f"{run} holds only what was trained, and the model that it started from is not at "
+            f"hand: {error} If it has moved, give --base."
+        ) from error
+    found = hash_weights(folder)
+    if found != recorded.weights_hash:
+        raise MarvelError(
+            f"{source} is not the model that {run} was trained on: the hash of its weights is "
+            f"{found}, the run recorded {recorded.weights_hash}. Give the right one with --base."
+        )
+    return hub.load(folder).params

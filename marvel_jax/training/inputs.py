@@ -2,9 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
 
 from marvel_jax.data.chat import ChatTokenizer
 from marvel_jax.data.emoji import TOKENIZER_FOLDER
@@ -17,27 +18,34 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.models import hub
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.parallel import hosts
 from marvel_jax.settings import EmbeddingSettings, check_tokenizer
 from marvel_jax.training.config import DataConfig, TrainConfig
+from marvel_jax.training.state import (
+    Placed,
+    create_state,
+    initial_values,
+    storage_dtype,
+    weight_sharding,
+)
 
 # Small pictures that a run meets again and again are decoded once.
 _PATCH_CACHE_BYTES = 256 << 20
 
 
 class Inputs(NamedTuple):
-    """Everything a run needs before its first step."""
+    """Everything a run needs before its first step, but the weights themselves."""
 
     source: RetrievalSource
     processor: Processor
     tokenizer_folder: Path
     architecture: Qwen2VLConfig
-    model: dict[str, Any] | None  # loaded weights; None = from scratch
-    temperature: float | None  # as loaded
-    weights_hash: str | None  # content of the loaded files; None = from scratch
+    weights_folder: Path | None  # None = from scratch
+    weights_hash: str | None  # content of its weight files; None = from scratch
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
-    """Opens source, tokenizer, architecture and weights, and holds them against each other.
+    """Opens source, tokenizer and architecture, and holds them against each other.
 
     Raises:
       MarvelError: one is missing, or the tokenizer does not fit the architecture.
@@ -49,12 +57,12 @@ def open_inputs(config: TrainConfig) -> Inputs:
             "with template='marvel'."
         )
     source = open_source(config.data)
+    weights_folder = weights_hash = None
     if config.model.source is not None:
-        folder = hub.resolve(config.model.source)
-        checkpoint = hub.load(folder, dtype=jnp.float32)
-        architecture, model = checkpoint.config, checkpoint.params
-        temperature = checkpoint.temperature
-        weights_hash = hash_files(*sorted(folder.glob("*.safetensors")))
+        folder = weights_folder = hub.resolve(config.model.source)
+        architecture = Qwen2VLConfig.from_folder(folder)
+        # Once for all processes: every byte is read.
+        weights_hash = hosts.from_main(lambda: hash_weights(folder))
     else:
         folder = Path(config.data.path) / TOKENIZER_FOLDER
         if not (folder / "tokenizer.json").is_file():
@@ -63,10 +71,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
                 "tokenizer. Put one there, or start from weights with model.source."
             )
         assert config.model.scratch is not None  # ModelConfig checks it
-        architecture, model = config.model.scratch, None
-        temperature = weights_hash = None
+        architecture = config.model.scratch
     processor = make_processor(folder, config.embedding, architecture)
-    if model is None:
+    if weights_folder is None:
         architecture = fit_to_tokenizer(architecture, processor)
     else:
         check_tokenizer(
@@ -82,7 +89,34 @@ def open_inputs(config: TrainConfig) -> Inputs:
             f"data.row.patches={config.data.row.patches} is not a multiple of {merge_area}, the "
             f"patches of one visual token: use {whole}."
         )
-    return Inputs(source, processor, folder, architecture, model, temperature, weights_hash)
+    return Inputs(source, processor, folder, architecture, weights_folder, weights_hash)
+
+
+def hash_weights(folder: Path) -> str:
+    """The content hash of a model folder's weight files."""
+    return hash_files(*sorted(folder.glob("*.safetensors")))
+
+
+def place_state(
+    config: TrainConfig, inputs: Inputs, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Placed:
+    """The state before the first step, on the mesh; weights are read straight into their shards.
+
+    Raises:
+      MarvelError: the weights do not fit their config.json, or what `state.create_state` refuses.
+    """
+    weights = temperature = None
+    if inputs.weights_folder is not None:
+        checkpoint = hub.load_sharded(
+            inputs.weights_folder,
+            sharding=weight_sharding(config, inputs.architecture, mesh),
+            dtype=lambda path: storage_dtype(path, config),
+        )
+        weights, temperature = checkpoint.params, checkpoint.temperature
+    params, frozen = initial_values(
+        config, inputs.architecture, weights=weights, temperature=temperature
+    )
+    return create_state(params, frozen, optimizer, config, inputs.architecture, mesh)
 
 
 def open_source(config: DataConfig) -> RetrievalSource:

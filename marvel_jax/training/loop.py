@@ -1,221 +1,181 @@
-"""The training loop: opens the inputs, steps, writes down, and resumes where it stopped."""
+"""The training loop: step, look at the step before, write down, save; and resume where it was."""
 
 import dataclasses
-import json
-import math
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
+from signal import Signals
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from marvel_jax.data import lengths, pipeline
-from marvel_jax.data.epoch_plan import Plan, PlanConfig
-from marvel_jax.errors import MarvelError
-from marvel_jax.files import flatten, read_json_object, write_json
-from marvel_jax.parallel.mesh import data_shards, make_mesh
-from marvel_jax.parallel.sharding import local_data_shards, put_batch
+from marvel_jax.data import pipeline
+from marvel_jax.parallel import hosts
+from marvel_jax.parallel.sharding import local_data_shards, put_batch, replicated
+from marvel_jax.training import failures
 from marvel_jax.training.checkpoints import Checkpoints
 from marvel_jax.training.config import TrainConfig
-from marvel_jax.training.export import write_blueprint
-from marvel_jax.training.inputs import Inputs, open_inputs
-from marvel_jax.training.optimizer import make_optimizer
-from marvel_jax.training.state import TrainState, create_state, initial_params
-from marvel_jax.training.step import make_train_step
-from marvel_jax.training.trackers import MetricsFile, TrainProgress
-
-_RECIPE = "recipe.json"
+from marvel_jax.training.inputs import Inputs
+from marvel_jax.training.prepare import Prepared, prepare
+from marvel_jax.training.profiling import Profiler
+from marvel_jax.training.progress import Teller, TrainProgress
+from marvel_jax.training.reporting import Reporter
+from marvel_jax.training.signals import stop_requests
+from marvel_jax.training.state import TrainState
+from marvel_jax.training.step import loss_implementation
+from marvel_jax.training.telemetry import Dispatched, Meter, memory_kind
+from marvel_jax.training.trackers import EventsFile, MetricsFile, Tracker, open_trackers
 
 
 class TrainResult(NamedTuple):
-    """Where a call to `train` ended."""
+    """Where a call to `train` ended; `signal` is what stopped it before the last step."""
 
     state: TrainState
     inputs: Inputs
     steps: int
     interrupted: bool
+    signal: Signals | None = None
 
 
-def train(config: TrainConfig, workdir: Path | str) -> TrainResult:
+@dataclasses.dataclass(frozen=True)
+class Watching:
+    """How a run is looked at; it changes nothing of the run.
+
+    `profile_steps` are the first and the last step to trace; `peak_tflops` is a device's dense
+    peak, for MFU on a device that `flops.peak_tflops` does not know.
+    """
+
+    profile_steps: tuple[int, int] | None = None
+    peak_tflops: float | None = None
+
+
+def train(
+    config: TrainConfig, workdir: Path | str, *, watching: Watching | None = None
+) -> TrainResult:
     """Trains to `config.steps`, or resumes the run that `workdir` holds.
 
-    Writes `recipe.json`, `metrics.jsonl` (one row a step) and `checkpoints/`. Ctrl-C finishes the
-    step, saves and returns with `interrupted`; a killed run resumes at its last checkpoint with
-    the same batches, and on the CPU ends with the same weights bit for bit.
+    Every process of the run calls it, with a `workdir` that all of them share. Writes
+    `recipe.json`, `base.json`, `blueprint/`, `metrics.jsonl` (one row a step), `events.jsonl` and
+    `checkpoints/`. Ctrl-C, SIGTERM and a preemption notice finish the step, save and return with
+    `interrupted`; a killed run resumes at its last checkpoint with the same batches, and on the
+    CPU ends with the same weights bit for bit.
 
     Raises:
-      MarvelError: `workdir` holds another run, an input is missing or does not fit, or the loss
-        is not a number any more.
+      MarvelError: `workdir` holds another run, an input is missing or does not fit, a checkpoint
+        cannot be written, or the loss or a gradient is not a number any more.
     """
     workdir = Path(workdir)
-    inputs = open_inputs(config)
-    described = describe(config, inputs)
-    require_same_run(workdir, described)
-    mesh = make_mesh(config.mesh)
-    shards = data_shards(mesh)
-    if config.data.global_batch % shards:
-        raise MarvelError(
-            f"data.global_batch={config.data.global_batch} is not a multiple of the {shards} data "
-            f"shards of the mesh: use {-(-config.data.global_batch // shards) * shards}."
-        )
-    plan = make_plan(config, inputs, shards=shards, cache=workdir)
-    # Only now: a config that cannot be trained must not keep the folder for itself.
-    write_json(workdir / _RECIPE, described)
-    write_blueprint(workdir, inputs, config.embedding)
-    optimizer = make_optimizer(config.optimizer, steps=config.steps)
-    params = initial_params(
-        inputs.architecture,
-        seed=config.seed,
-        model=inputs.model,
-        optimizer=config.optimizer,
-        temperature=inputs.temperature,
-    )
-    state, shardings = create_state(
-        params, optimizer, inputs.architecture, mesh, rules=config.sharding
-    )
-    step_fn = make_train_step(config, inputs.architecture, optimizer, mesh, shardings=shardings)
+    watching = watching or Watching()
+    teller = Teller(quiet=not hosts.is_main())
+    if notice := failures.notice_of_failure(workdir):
+        teller.say(notice)
+    prepared = prepare(config, workdir, teller=teller)
+    mesh, plan, frozen = prepared.mesh, prepared.plan, prepared.placed.frozen
     with ExitStack() as opened:
-        checkpoints = opened.enter_context(closing(Checkpoints(workdir / "checkpoints")))
-        done = 0
-        if checkpoints.latest() is not None:
-            state = checkpoints.restore(state)
-            done = int(state.step)
-        metrics_file = opened.enter_context(
-            closing(MetricsFile(workdir / "metrics.jsonl", resume_at=done))
+        checkpoints = opened.enter_context(
+            closing(Checkpoints(workdir / "checkpoints", config.checkpoint))
         )
+        with teller.phase("reading the checkpoint"):
+            state, done = _latest_state(prepared, checkpoints)
+        trackers = _open_trackers(config, workdir, recipe=prepared.recipe, done=done)
+        for tracker in trackers:
+            opened.enter_context(closing(tracker))
+        events = opened.enter_context(
+            closing(EventsFile(workdir / "events.jsonl", quiet=not hosts.is_main()))
+        )
+        events.write("start", step=done, **_facts(config, prepared))
+        profiler = opened.enter_context(Profiler(watching.profile_steps, workdir / "profile"))
+        progress = opened.enter_context(
+            TrainProgress(total=config.steps, done=done, quiet=not hosts.is_main())
+        )
+        stop = opened.enter_context(stop_requests())
+        meter = Meter(config, prepared.inputs.architecture, mesh, peak=watching.peak_tflops)
+        reporter = Reporter(meter, trackers=trackers, events=events, progress=progress)
         batches = pipeline.batches(
-            inputs.source,
-            inputs.processor,
+            prepared.inputs.source,
+            prepared.inputs.processor,
             plan,
             start_step=done,
             num_steps=config.steps - done,
             shards=local_data_shards(mesh),
             prefetch=config.data.prefetch,
         )
-        stop = opened.enter_context(_stop_on_ctrl_c())
-        progress = opened.enter_context(TrainProgress(total=config.steps, done=done))
-        started = time.perf_counter()
-        for step, batch in batches:
-            state, metrics = step_fn(state, put_batch(batch, mesh))
-            row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            seconds, started = time.perf_counter() - started, time.perf_counter()
-            row |= {"step": step, "seconds": round(seconds, 4), "rows": batch.rows.tokens.shape[0]}
-            row |= _fill(batch)
-            _check_finite(row, config)
-            metrics_file.write(row)
-            done = step + 1
-            progress.update(
-                done,
-                loss=row["loss"],
-                temperature=row["temperature"],
-                pairs_per_second=config.data.global_batch / seconds,
-            )
-            if stop or done % config.checkpoint_every == 0 or done == config.steps:
-                checkpoints.save(state, step=done)
-            if stop:
-                break
-    return TrainResult(state, inputs, done, interrupted=done < config.steps)
-
-
-def make_plan(config: TrainConfig, inputs: Inputs, *, shards: int, cache: Path | None) -> Plan:
-    """The order, labels and packing of every step, from the config and the items' lengths."""
-    config_of_plan = PlanConfig(
-        global_batch=config.data.global_batch,
-        seed=config.seed,
-        row=config.data.row,
-        task_weights=config.data.task_weights,
+        finite = jax.device_put(np.bool_(True), replicated(mesh))
+        unseen: Dispatched | None = None  # the step that the devices are at
+        try:
+            for step, batch in meter.timed(batches):
+                profiler.before(step)
+                with reporter.dispatching(step, batch):
+                    state, metrics = prepared.step(state, frozen, put_batch(batch, mesh), finite)
+                finite = metrics["finite"]
+                # A step late, so that the devices have the next one before they are done.
+                if unseen is not None:
+                    reporter.report(unseen)
+                unseen = Dispatched(step, metrics, *meter.count(batch))
+                done = step + 1
+                stopping = stop.reached(step)
+                saving = stopping or done % config.checkpoint.every == 0 or done == config.steps
+                if saving or profiler.is_edge(step):
+                    # Nothing is saved before it is known to be finite.
+                    reporter.report(unseen)
+                    unseen = None
+                    if told := profiler.after(step):
+                        progress.say(told)
+                if saving:
+                    with meter.saving():
+                        checkpoints.save(state, step=done, metrics=reporter.since_checkpoint())
+                    events.write("checkpoint", step=done)
+                checkpoints.check()
+                if stopping:
+                    break
+        except failures.NotFiniteError as failure:
+            failed = failure.row["step"]
+            events.write("not finite", step=failed)
+            raise failures.save_failure(
+                workdir, failure.row, state=state, batch=plan.describe(failed), config=config
+            ) from None
+        if stop.signal is not None:
+            events.write("stop", step=done, signal=stop.signal.name)
+    interrupted = done < config.steps
+    return TrainResult(
+        state, prepared.inputs, done, interrupted, stop.signal if interrupted else None
     )
-    index = lengths.index(inputs.source, inputs.processor, cache=cache)
-    return Plan(index, config_of_plan, num_shards=shards)
 
 
-def require_same_run(workdir: Path, described: dict[str, Any]) -> None:
-    """Holds a run against the one whose `recipe.json` is in the folder, if there is one.
-
-    Raises:
-      MarvelError: the folder belongs to a run with another config or other data.
-    """
-    path = workdir / _RECIPE
-    if not path.exists():
-        return
-    ours = flatten(described, separator=".")
-    theirs = flatten(read_json_object(path), separator=".")
-    names = ours.keys() | theirs.keys()
-    differing = sorted(name for name in names if ours.get(name) != theirs.get(name))
-    if differing:
-        name = differing[0]
-        raise MarvelError(
-            f"{workdir} holds a run with other settings ({', '.join(differing[:5])}): {name} was "
-            f"{theirs.get(name)!r} and is now {ours.get(name)!r}. Resume with the old settings, or "
-            "choose another --workdir."
-        )
+def _latest_state(prepared: Prepared, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state to go on from, and how many steps it has behind it."""
+    state = prepared.placed.state
+    if checkpoints.latest() is None:
+        return state, 0
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    # Not both at once: a state fills the memory of its devices.
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    state = checkpoints.restore(like)
+    return state, int(state.step)
 
 
-def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
-    """What decides the result of a run: its config and the content of its data and weights."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    # The mesh and the pace of saving may change between resumes.
-    for key in ("mesh", "sharding", "checkpoint_every"):
-        plain.pop(key)
-    # A folder that has moved is the same folder: content counts, not its path.
-    plain["data"].pop("path")
-    plain["data"].pop("prefetch")
-    plain["model"].pop("source")
+def _open_trackers(
+    config: TrainConfig, workdir: Path, *, recipe: dict[str, Any], done: int
+) -> list[Tracker]:
+    """The first process writes down for all."""
+    if not hosts.is_main():
+        return []
+    others = open_trackers(config.tracking, workdir, recipe=recipe, resume_at=done)
+    return [MetricsFile(workdir / "metrics.jsonl", resume_at=done), *others]
+
+
+def _facts(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
+    """What a reader of the metrics must know of this part of the run."""
+    mesh, plan = prepared.mesh, prepared.plan
     return {
-        "config": plain,
-        "data": inputs.source.fingerprint,
-        "weights": inputs.weights_hash,
-        "processor": inputs.processor.fingerprint,
-        "architecture": json.loads(json.dumps(dataclasses.asdict(inputs.architecture))),
+        "jax": jax.__version__,
+        "devices": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
+        "processes": jax.process_count(),
+        "mesh": dict(mesh.shape),
+        "loss": loss_implementation(config, shards=plan.num_shards),
+        "row_counts": list(plan.row_counts),
+        "refused_negatives": plan.refused_negatives,
+        "memory_bytes_of": memory_kind(),
     }
-
-
-def _check_finite(row: dict[str, Any], config: TrainConfig) -> None:
-    # The gradient too: it spoils the weights a step before the loss shows it.
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(row[name]):
-            raise MarvelError(
-                f"the {name} is {row[name]} at step {row['step']}, at a rate of "
-                f"{row['learning_rate']:.3g}: lower optimizer.learning_rate (now "
-                f"{config.optimizer.learning_rate}) in a new --workdir."
-            )
-
-
-def _fill(batch: Any) -> dict[str, float]:
-    patches = batch.rows.patch_segments
-    return {
-        "token_fill": round(float((batch.rows.segments > 0).mean()), 4),
-        "patch_fill": round(float((patches > 0).mean()), 4) if patches.size else 1.0,
-    }
-
-
-class _Stop:
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-
-@contextmanager
-def _stop_on_ctrl_c() -> Iterator[_Stop]:
-    """The first Ctrl-C asks the loop to stop; a second one interrupts at once."""
-    stop = _Stop()
-
-    def ask(signum: int, frame: Any) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        previous = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: whoever owns it decides
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marvel_jax.data.batch import RowShape, build_rows, id_hash, pack, row_batches
+from marvel_jax.data.batch import RowShape, build_rows, id_hash, item_key, pack, row_batches
 from marvel_jax.data.items import Image, Item
 from marvel_jax.errors import MarvelError
 from tests.data import samples
@@ -45,6 +45,19 @@ def test_packing_fills_rows(count: int, least: float) -> None:
         lengths[:, 1] = 0
         rows = pack(lengths, RowShape(tokens=1024, patches=0, items=64))
         assert lengths[:, 0].sum() / (len(rows) * 1024) >= least
+
+
+def test_packing_fills_tokens_and_patches_together() -> None:
+    """Long texts, and pictures with a word: neither alone fills a row."""
+    rng = np.random.default_rng(0)
+    texts = np.stack([rng.integers(40, 200, 300), np.zeros(300, int)], axis=1)
+    pictures = np.stack([rng.integers(20, 60, 300), rng.integers(100, 300, 300)], axis=1)
+    lengths = np.concatenate([texts, pictures])
+    totals = lengths.sum(axis=0)
+    shape = RowShape(tokens=1000, patches=int(1000 * totals[1] / totals[0]), items=64)
+    rows = pack(lengths, shape)
+    check_placement(rows, lengths, shape)
+    assert totals[0] / (len(rows) * shape.tokens) > 0.95
 
 
 def test_row_batches_fill_rows() -> None:
@@ -148,3 +161,9 @@ def test_id_hash_is_the_same_everywhere() -> None:
     assert id_hash("10:123").tolist() == [1272505601, 1793696410]
     ids = [f"{dataset}:{number}" for dataset in range(10) for number in range(2000)]
     assert len({id_hash(one).tobytes() for one in ids}) == len(ids)
+
+
+def test_a_query_and_a_candidate_of_one_id_are_told_apart() -> None:
+    ids = [f"{dataset}:{number}" for dataset in range(4) for number in range(500)]
+    keys = {item_key(kind, one).tobytes() for kind in ("query", "candidate") for one in ids}
+    assert len(keys) == 2 * len(ids) and bytes(8) not in keys

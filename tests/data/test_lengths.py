@@ -116,3 +116,39 @@ def test_a_positive_named_twice_counts_once() -> None:
         dataclasses.replace(source, queries=[twice]), samples.processor(), cache=None
     )
     assert index.positives.tolist() == [1]
+
+
+def with_negatives(*negatives: str) -> samples.ListSource:
+    """Query 3, whose positive is 10:i3, names these hard negatives."""
+    return changed(samples.source(texts=8, images=6), negatives=negatives)
+
+
+def test_hard_negatives_are_the_sources_without_what_is_also_a_positive() -> None:
+    source = with_negatives("10:i1", "10:t2", "10:i3", "10:i1")
+    index = lengths.index(source, samples.processor(), cache=None, hard_negatives=True)
+    counts = np.diff(index.negative_offsets)
+    assert counts[3] == 2 and counts.sum() == 2
+    assert [source.candidates[one].id for one in index.negatives] == ["10:i1", "10:t2"]
+    assert index.refused_negatives == 1
+
+
+def test_hard_negatives_are_read_only_where_they_are_asked_for(tmp_path) -> None:
+    unknown = with_negatives("10:x")
+    bare = lengths.index(unknown, samples.processor(), cache=tmp_path)
+    assert len(bare.negative_offsets) == len(bare.negatives) == 0
+    with pytest.raises(MarvelError, match="Query 10:3: hard negative 10:x"):
+        lengths.index(unknown, samples.processor(), cache=tmp_path, hard_negatives=True)
+
+
+def test_progress_counts_up_to_all_items() -> None:
+    source = samples.source(texts=8, images=6)
+    told: list[tuple[int, int]] = []
+    lengths.index(
+        source,
+        samples.processor(),
+        cache=None,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    everything = len(source.queries) + len(source.candidates)
+    assert told[-1] == (everything, everything)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)

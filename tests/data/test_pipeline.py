@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marvel_jax.data import lengths
-from marvel_jax.data.batch import Batch, RowShape, id_hash
+from marvel_jax.data.batch import Batch, Rows, RowShape, item_key
 from marvel_jax.data.epoch_plan import Plan, PlanConfig, StepPlan
+from marvel_jax.data.items import Item
 from marvel_jax.data.lengths import LengthsIndex
 from marvel_jax.data.pipeline import batches
 from marvel_jax.errors import MarvelError
-from tests.data import samples
+from tests.data import invented, samples
 
 ROW = RowShape(tokens=128, patches=128, items=8)
 CONFIG = PlanConfig(global_batch=16, seed=3, row=ROW)
@@ -27,25 +28,6 @@ def source() -> samples.ListSource:
 @functools.cache
 def counted() -> LengthsIndex:
     return lengths.index(source(), samples.processor(), cache=None)
-
-
-def invented(sizes: dict[int, int], *, positives: int = 1) -> LengthsIndex:
-    """An index of so many queries for each task; query q is answered by candidates q, q + 1..."""
-    tasks = np.repeat(list(sizes), list(sizes.values())).astype(np.int32)
-    count, rng = len(tasks), np.random.default_rng(0)
-    return LengthsIndex(
-        queries=rng.integers(4, 60, (count, 2)).astype(np.int32),
-        candidates=rng.integers(4, 60, (count, 2)).astype(np.int32),
-        tasks=tasks,
-        prompts=np.full(count, 3, np.int32),
-        offsets=np.arange(count + 1) * positives,
-        positives=((np.arange(count)[:, None] + np.arange(positives)) % count)
-        .ravel()
-        .astype(np.int32),
-        query_ids=np.array([f"q{i}".encode() for i in range(count)]),
-        candidate_ids=np.array([f"c{i}".encode() for i in range(count)]),
-        fingerprint=np.array("x"),
-    )
 
 
 def drawn(step: StepPlan) -> list[list[int]]:
@@ -82,7 +64,7 @@ def test_a_step_depends_on_seed_and_step_alone() -> None:
     st.data(),
 )
 def test_each_query_once_an_epoch_and_never_twice_a_batch(sizes, batch, seed, data) -> None:
-    index = invented(sizes)
+    index = invented.index(sizes)
     weights = data.draw(st.sampled_from([None, dict.fromkeys(sizes, 1.0)]))
     config = PlanConfig(global_batch=batch, seed=seed, row=ROW, task_weights=weights)
     try:
@@ -94,7 +76,7 @@ def test_each_query_once_an_epoch_and_never_twice_a_batch(sizes, batch, seed, da
     for number in range(60):
         queries, candidates, _ = plan._draw(number)
         assert len(queries) == batch == len(set(queries.tolist()))
-        np.testing.assert_array_equal(candidates, queries)
+        np.testing.assert_array_equal(candidates[:, 0], queries)
         for query in queries.tolist():
             seen[int(index.tasks[query])].append(query)
     for task, size in sizes.items():
@@ -107,7 +89,7 @@ def test_each_query_once_an_epoch_and_never_twice_a_batch(sizes, batch, seed, da
 def test_a_task_hardly_larger_than_its_share_of_a_batch(size: int) -> None:
     for seed in range(4):
         config = PlanConfig(global_batch=8, seed=seed, row=ROW)
-        plan = Plan(invented({0: size}), config, num_shards=1)
+        plan = Plan(invented.index({0: size}), config, num_shards=1)
         walked: list[int] = []
         for number in range(40):
             queries = plan._draw(number)[0].tolist()
@@ -118,7 +100,7 @@ def test_a_task_hardly_larger_than_its_share_of_a_batch(size: int) -> None:
 
 
 def test_epochs_differ_in_order() -> None:
-    plan = Plan(invented({0: 64}), dataclasses.replace(CONFIG, global_batch=8), num_shards=1)
+    plan = Plan(invented.index({0: 64}), dataclasses.replace(CONFIG, global_batch=8), num_shards=1)
     assert plan.steps_per_epoch == 8
     epochs = [
         [query for number in range(first, first + 8) for query in plan.step(number).queries]
@@ -133,7 +115,7 @@ def test_epochs_differ_in_order() -> None:
     [(None, {0: 0.75, 3: 0.2, 4: 0.05}), ({0: 1, 4: 3}, {0: 0.25, 4: 0.75})],
 )
 def test_tasks_are_mixed_in_every_batch_by_weight(weights, shares) -> None:
-    index = invented({0: 750, 3: 200, 4: 50})
+    index = invented.index({0: 750, 3: 200, 4: 50})
     config = PlanConfig(global_batch=30, seed=0, row=ROW, task_weights=weights)
     plan = Plan(index, config, num_shards=1)
     total: collections.Counter = collections.Counter()
@@ -148,82 +130,90 @@ def test_tasks_are_mixed_in_every_batch_by_weight(weights, shares) -> None:
 
 
 def test_positives_and_prompts_are_drawn_evenly() -> None:
-    index = invented({0: 40}, positives=4)
+    index = invented.index({0: 40}, positives=4)
     plan = Plan(index, dataclasses.replace(CONFIG, global_batch=20), num_shards=1)
     offsets, prompts = collections.Counter(), collections.Counter()
     for number in range(200):
         step = plan.step(number)
-        offsets.update(((step.candidates - step.queries) % 40).tolist())
+        offsets.update(((step.candidates[:, 0] - step.queries) % 40).tolist())
         prompts.update(step.prompts.tolist())
     assert set(offsets) == {0, 1, 2, 3} and set(prompts) == {0, 1, 2}
     assert min(offsets.values()) > 850 and min(prompts.values()) > 1150
 
 
 def test_known_positives_are_all_that_the_batch_holds() -> None:
-    index = invented({0: 40}, positives=12)
+    index = invented.index({0: 40}, positives=12)
     config = dataclasses.replace(CONFIG, global_batch=20, max_positives=2)
     plan = Plan(index, config, num_shards=1)
     for number in range(20):
         step = plan.step(number)
         for query, found in zip(step.queries.tolist(), step.positives.tolist(), strict=True):
-            expected = {(query + i) % 40 for i in range(12)} & set(step.candidates.tolist())
+            expected = {(query + i) % 40 for i in range(12)} & set(step.candidates.ravel().tolist())
             listed = [one for one in found if one >= 0]
             assert len(listed) == len(set(listed)) and set(listed) == expected
 
 
-def test_few_row_counts_and_little_padding() -> None:
-    rng = np.random.default_rng(0)
-    index = invented({0: 4000, 3: 2000})._replace(
-        queries=rng.integers(8, 80, (6000, 2)).astype(np.int32),
-        candidates=rng.integers(8, 80, (6000, 2)).astype(np.int32),
-    )
-    row = RowShape(tokens=512, patches=512, items=64)
-    for shards in (1, 4):
-        config = PlanConfig(global_batch=256, seed=0, row=row)
-        plan = Plan(index, config, num_shards=shards)
-        steps = [plan.step(number) for number in range(0, 300, 5)]
-        assert len({step.num_rows for step in steps}) <= 4
-        for step in steps:
-            assert max(len(shard.placement) for shard in step.shards) <= step.num_rows
-            used = index.queries[step.queries].sum(0) + index.candidates[step.candidates].sum(0)
-            share = used / (512 * step.num_rows * shards)
-            np.testing.assert_allclose(
-                1 - share, [step.stats.padded_tokens, step.stats.padded_patches]
-            )
-        assert np.mean([step.stats.padded_tokens for step in steps]) < 0.16
+def check_item(rows: Rows, item_key_at: np.ndarray, slot: int, item: Item, key: np.ndarray) -> None:
+    """The slot of a shard's rows holds this item, and its key stands beside it."""
+    row, segment = divmod(int(slot), ROW.items)
+    encoded = samples.processor()(item)
+    here = rows.segments[row] == segment + 1
+    np.testing.assert_array_equal(rows.tokens[row][here], encoded.tokens)
+    merged = rows.vision_index[row][here]
+    pixels = rows.patches[row].reshape(-1, 4 * 48)[merged[merged >= 0]]
+    np.testing.assert_array_equal(pixels, encoded.patches.reshape(-1, 4 * 48))
+    np.testing.assert_array_equal(item_key_at[row, segment], key)
 
 
-def check_batch(batch: Batch, step: StepPlan, shards: range) -> None:
+def check_batch(batch: Batch, step: StepPlan, shards: range, wanted: samples.ListSource) -> None:
     """Every slot leads to the item that the plan put there, with its ids beside it."""
-    each = len(step.shards[0].members)
-    rows_each = step.num_rows
+    queries_each, brought = len(step.shards[0].members), step.candidates.shape[1]
+    present = {wanted.candidates[one].id for one in step.candidates.ravel() if one >= 0}
     for place, shard in enumerate(shards):
-        at = slice(place * each, (place + 1) * each)
-        own = [field[place * rows_each : (place + 1) * rows_each] for field in batch.rows]
-        rows = type(batch.rows)(*own)
+        rows_at, queries_at, candidates_at = (
+            slice(place * each, (place + 1) * each)
+            for each in (step.num_rows, queries_each, queries_each * brought)
+        )
+        own = Batch(
+            Rows(*(field[rows_at] for field in batch.rows)),
+            batch.item_key[rows_at],
+            **{
+                field: getattr(batch, field)[
+                    candidates_at if field.startswith("candidate") else queries_at
+                ]
+                for field in Batch._fields[2:]
+            },
+        )
+        keys = 0
         for local, pair in enumerate(step.shards[shard].members.tolist()):
-            query = source().queries[step.queries[pair]]
-            prompts = source().instructions[query.instruction_key]
-            candidate = source().candidates[step.candidates[pair]]
-            wanted = query.item.with_instruction(prompts[step.prompts[pair]])
-            for slot, item in (
-                (batch.query_slot[at][local], wanted),
-                (batch.candidate_slot[at][local], candidate.item),
-            ):
-                row, segment = divmod(int(slot), ROW.items)
-                encoded = samples.processor()(item)
-                here = rows.segments[row] == segment + 1
-                np.testing.assert_array_equal(rows.tokens[row][here], encoded.tokens)
-                merged = rows.vision_index[row][here]
-                pixels = rows.patches[row].reshape(-1, 4 * 48)[merged[merged >= 0]]
-                np.testing.assert_array_equal(pixels, encoded.patches.reshape(-1, 4 * 48))
-            np.testing.assert_array_equal(batch.candidate_id[at][local], id_hash(candidate.id))
-            assert batch.own_positive[at][local] == local
-            present = {source().candidates[one].id for one in step.candidates}
-            known = batch.positive_ids[at][local][batch.positive_valid[at][local]]
-            expected = {id_hash(one).tobytes() for one in set(query.positives) & present}
+            query = wanted.queries[step.queries[pair]]
+            prompt = wanted.instructions[query.instruction_key][step.prompts[pair]]
+            item, key = query.item.with_instruction(prompt), item_key("query", query.id)
+            check_item(own.rows, own.item_key, own.query_slot[local], item, key)
+            keys += 1
+            for column, drawn in enumerate(step.candidates[pair].tolist()):
+                at = local * brought + column
+                assert own.candidate_query[at] == local
+                assert own.candidate_valid[at] == (drawn >= 0)
+                if column < step.labels:
+                    assert own.own_positive[local, column] == (at if drawn >= 0 else -1)
+                if drawn < 0:
+                    assert own.candidate_slot[at] == 0 and (own.candidate_id[at] == 0).all()
+                    continue
+                candidate = wanted.candidates[drawn]
+                key = item_key("candidate", candidate.id)
+                check_item(own.rows, own.item_key, own.candidate_slot[at], candidate.item, key)
+                np.testing.assert_array_equal(own.candidate_id[at], key)
+                keys += 1
+            known = own.positive_ids[local][own.positive_valid[local]]
+            expected = {
+                item_key("candidate", one).tobytes() for one in set(query.positives) & present
+            }
             assert {one.tobytes() for one in known} == expected
-    assert batch.query_valid.all() and batch.candidate_valid.all()
+            assert (own.positive_ids[local][~own.positive_valid[local]] == 0).all()
+        assert own.own_positive.shape == (queries_each, step.labels)
+        assert (own.item_key != 0).any(axis=-1).sum() == keys
+    assert batch.query_valid.all()
 
 
 @pytest.mark.parametrize("shards", [1, 4])
@@ -233,7 +223,29 @@ def test_a_batch_is_what_the_plan_says(shards: int) -> None:
     assert [number for number, _ in found] == [5, 6, 7]
     for number, batch in found:
         assert batch.rows.tokens.shape == (shards * plan.step(number).num_rows, ROW.tokens)
-        check_batch(batch, plan.step(number), range(shards))
+        check_batch(batch, plan.step(number), range(shards), source())
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_a_batch_holds_several_positives_and_hard_negatives(shards: int) -> None:
+    """Of the pictures' names up to three, and of each query none to two hard negatives."""
+    pool = source().candidates
+    queries = [
+        dataclasses.replace(
+            query,
+            negatives=tuple(pool[(number + k) % len(pool)].id for k in range(number % 3)),
+        )
+        for number, query in enumerate(source().queries)
+    ]
+    wanted = dataclasses.replace(source(), queries=queries)
+    index = lengths.index(wanted, samples.processor(), cache=None, hard_negatives=True)
+    config = dataclasses.replace(CONFIG, positives_per_query=3, hard_negatives=2, chunk_rows=2)
+    plan = Plan(index, config, num_shards=shards)
+    for number, batch in batches(wanted, samples.processor(), plan, start_step=1, num_steps=2):
+        step = plan.step(number)
+        assert step.num_rows % 2 == 0 and not batch.candidate_valid.all()
+        assert batch.rows.tokens.shape == (shards * step.num_rows, ROW.tokens)
+        check_batch(batch, step, range(shards), wanted)
 
 
 def test_a_host_reads_its_own_shards_of_the_same_batch() -> None:
@@ -272,7 +284,7 @@ def test_a_run_resumes_at_any_step_with_the_same_batches(prefetch: int) -> None:
 def test_a_broken_picture_stops_the_pipeline_by_name() -> None:
     broken = samples.source(texts=90, images=40)
     plan = Plan(counted(), CONFIG, num_shards=1)
-    candidate = int(plan.step(0).candidates[0])
+    candidate = int(plan.step(0).candidates[0, 0])
     pool = list(broken.candidates)
     pool[candidate] = dataclasses.replace(
         pool[candidate], item=samples.Item.of(image=samples.Image(b"x", name="bad.png"))
@@ -291,7 +303,7 @@ def test_bad_plans_are_told() -> None:
     assert "multiple of 3" in message(shards=3)
     assert "no query of it" in message(task_weights={7: 1.0})
     assert "give 0 or more" in message(task_weights={0: -1.0})
-    assert "has 6 queries" in message(invented({0: 6, 3: 60}), task_weights={0: 1.0})
+    assert "has 6 queries" in message(invented.index({0: 6, 3: 60}), task_weights={0: 1.0})
     assert "too small" in message(task_weights={0: 1.0, 3: 1e-9})
     assert "Query 10:" in message(row=RowShape(tokens=30, patches=128, items=4))
     assert "seed is -1" in message(seed=-1)

@@ -1,5 +1,7 @@
 """Attention, rotary and pooling against the plainest numpy in float64."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.models import attention
 from marvel_jax.models.attention import attend
 from marvel_jax.models.pooling import pool
 from marvel_jax.models.rotary import grid_angles, mrope_angles, rotate
@@ -34,21 +37,82 @@ def plain_attention(query, key, value, segments, causal):
     return out
 
 
-@settings(max_examples=25, deadline=None)
-@given(segments_strategy, st.booleans(), st.integers(0, 99))
-def test_attention_stays_within_segments(segments, causal, seed):
+def inputs(seed):
     random = np.random.default_rng(seed)
     query = random.standard_normal((R, S, H, E)).astype(np.float32)
-    key, value = random.standard_normal((2, R, S, K, E)).astype(np.float32)
-    found = attend(query, key, value, segments=segments, causal=causal)
-    expected = plain_attention(query, key, value, segments, causal)
+    return query, *random.standard_normal((2, R, S, K, E)).astype(np.float32)
+
+
+def with_chunks_of(size):
+    return mock.patch.object(attention, "_CHUNK", size)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    segments_strategy,
+    st.booleans(),
+    st.sampled_from([1, 2, 4, 9]),
+    st.sampled_from(["weights", "inputs"]),
+    st.integers(0, 99),
+)
+def test_attention_stays_within_segments(segments, causal, chunk, keep, seed):
+    """Whether all queries are taken at once or some at a time, and whatever is kept."""
+    with with_chunks_of(chunk):
+        found = attend(*inputs(seed), segments=segments, causal=causal, keep=keep)
+    expected = plain_attention(*inputs(seed), segments, causal)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("keep", ["weights", "inputs"])
+def test_chunks_and_what_is_kept_change_no_gradient(causal, keep):
+    """Against differences of the plain attention in float64."""
+    segments = np.array([[1] * 4 + [2] * 3 + [0] * 2, [1] * 9], np.int32)
+    weight = np.random.default_rng(5).standard_normal((R, S, H, E))
+    heads = inputs(3)
+
+    def total(*heads):
+        with with_chunks_of(4):
+            mixed = attend(*heads, segments=segments, causal=causal, keep=keep)
+        return jnp.sum(mixed * weight.astype(np.float32))
+
+    grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*heads)
+    random = np.random.default_rng(6)
+    for which, found in enumerate(grads):
+        direction = random.standard_normal(found.shape)
+        ends = []
+        for sign in (1, -1):
+            moved = [h.astype(np.float64) for h in heads]
+            moved[which] = moved[which] + sign * 1e-5 * direction
+            ends.append(np.sum(plain_attention(*moved, segments, causal) * weight))
+        slope = (ends[0] - ends[1]) / 2e-5
+        assert abs(np.sum(np.asarray(found, np.float64) * direction) - slope) < 1e-5 * abs(slope)
+
+
+def test_the_gradient_of_a_key_is_added_over_chunks_in_float32():
+    """Rounded after every chunk, it would be off by several roundings of bfloat16, not by one."""
+    segments = np.ones((R, S), np.int32)
+    heads = [jnp.asarray(h, jnp.bfloat16) for h in inputs(0)]
+
+    def gradient(chunk):
+        def total(key, value):
+            with with_chunks_of(chunk):
+                mixed = attend(heads[0], key, value, segments=segments, causal=False)
+            return jnp.sum(mixed.astype(jnp.float32) ** 2)
+
+        return jax.jit(jax.grad(total, argnums=(0, 1)))(*heads[1:])
+
+    for whole, parts in zip(gradient(9), gradient(1), strict=True):
+        whole, parts = (np.asarray(x, np.float32) for x in (whole, parts))
+        np.testing.assert_allclose(parts, whole, rtol=2**-7, atol=2**-9 * np.abs(whole).max())
 
 
 def test_a_kernel_that_does_not_exist_is_refused():
     x = jnp.zeros((1, 2, 1, 4))
     with pytest.raises(MarvelError, match="fast"):
         attend(x, x, x, segments=jnp.ones((1, 2)), causal=False, implementation="fast")
+    with pytest.raises(MarvelError, match="everything"):
+        attend(x, x, x, segments=jnp.ones((1, 2)), causal=False, keep="everything")
 
 
 @settings(max_examples=25, deadline=None)

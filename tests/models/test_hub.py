@@ -176,11 +176,33 @@ def test_unknown_and_missing_weights_are_told_with_the_folder(tmp_path):
         hub.load(copy(tmp_path / "bad", change))
 
 
-def test_a_broken_file_is_told(tmp_path):
+@pytest.mark.parametrize("kept", [5, 1000, -1])
+def test_a_file_cut_short_is_told_with_the_way_out(tmp_path, kept):
     folder = copy(tmp_path / "bad")
     path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(MarvelError, match=r"model\.safetensors is not a whole"):
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(MarvelError, match=r"model\.safetensors is not a whole.*--force-download"):
+        hub.load(folder)
+
+
+def test_a_pointer_of_git_lfs_is_told(tmp_path):
+    folder = copy(tmp_path / "bad")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
+    with pytest.raises(MarvelError, match=r"model\.safetensors is a pointer.*git lfs pull"):
+        hub.load(folder)
+
+
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_told(tmp_path):
+    folder = copy(tmp_path / "bad")
+    path = folder / "model.safetensors"
+    for read in (hub.load, hub.resolve):
+        with pytest.raises(MarvelError, match=f"{path} is a file: give the folder.*{folder}"):
+            read(path)
+        with pytest.raises(MarvelError, match=r"absent.* does not exist"):
+            read(tmp_path / "absent")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(MarvelError, match=f"{path} is a folder, where the file"):
         hub.load(folder)
 
 
@@ -210,6 +232,29 @@ def test_a_folder_resolves_to_itself_and_what_cannot_be_had_is_told(tmp_path, mo
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(MarvelError, match=r"nobody/nothing.*HF_HUB_OFFLINE"):
         hub.resolve("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("Got: ConnectError: refused.\nAn error happened. Check.", "(ConnectError: refused)."),
+        ("Repository Not Found for url: x.\nPlease", "(Repository Not Found for url: x)."),
+        ("", "(OSError)."),
+    ],
+)
+def test_why_the_hub_failed_is_told_in_one_sentence(monkeypatch, raised, told):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise OSError(raised)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(MarvelError) as error:
+        hub.resolve("owner/model")
+    message = str(error.value)
+    assert f"could not be had from the Hugging Face Hub {told} Check the name" in message
+    assert "Got:" not in message
+    assert "\n" not in message
 
 
 def test_a_hub_id_asks_for_no_pickles(tmp_path, monkeypatch):

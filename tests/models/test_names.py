@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import names, qwen2_vl
@@ -34,9 +36,24 @@ def test_each_transform_is_undone_by_its_inverse():
     for row in names.table(config):
         transform = names.TRANSFORMS[row.transform]
         stored = random.standard_normal(row.hub_shape(config))
-        ours = transform.to_ours(stored)
-        assert ours.shape == row.shape(config)[1 if row.layers else 0 :]
+        shape = row.shape(config)[1 if row.layers else 0 :]
+        ours = transform.part(stored, tuple(slice(0, size) for size in shape))
+        assert ours.shape == shape
         np.testing.assert_array_equal(transform.to_hub(ours, config), stored)
+
+
+@given(st.data())
+def test_a_part_of_a_parameter_is_that_part_of_the_whole(data):
+    config = small_config(tied=False)
+    row = data.draw(st.sampled_from(names.table(config)))
+    transform = names.TRANSFORMS[row.transform]
+    stored = np.random.default_rng(0).standard_normal(row.hub_shape(config))
+    shape = row.shape(config)[1 if row.layers else 0 :]
+    bounds = [sorted(data.draw(st.tuples(*[st.integers(0, size)] * 2))) for size in shape]
+    region = tuple(slice(*pair) for pair in bounds)
+    whole = transform.part(stored, tuple(slice(0, size) for size in shape))
+    if all(stop > start for start, stop in bounds):
+        np.testing.assert_array_equal(transform.part(stored, region), whole[region])
 
 
 def hub_names(config, alias=0):

@@ -1,5 +1,6 @@
 """Every parameter has a valid partition, and every row goes to the shard that asked for it."""
 
+import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -11,9 +12,13 @@ from hypothesis import strategies as st
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import names
+from marvel_jax.models.config import Qwen2VLConfig, TextConfig, VisionConfig
+from marvel_jax.models.lora import LoraConfig, adapter_shapes, logical_axes
 from marvel_jax.parallel.mesh import MeshConfig, make_mesh
 from marvel_jax.parallel.sharding import (
+    LARGE,
     ShardingRules,
+    check_sharded,
     local_data_shards,
     parameter_shardings,
     put_batch,
@@ -47,6 +52,86 @@ def test_a_dimension_that_does_not_divide_is_replicated():
     assert rules.spec(("embed", "mlp"), (6, 5), mesh) == jax.P(None, None)
     # Both want "tensor": the first has it.
     assert rules.spec(("heads", "mlp"), (4, 4), mesh) == jax.P("tensor", None)
+
+
+def test_vectors_are_not_split_over_the_data_axes():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    rules = ShardingRules()
+    assert rules.spec(("embed",), (64,), mesh) == jax.P(None)
+    assert rules.spec(("layers", "embed"), (4, 64), mesh) == jax.P(None, None)
+    # Over "tensor" they go with the matmul's output that they are added to.
+    assert rules.spec(("layers", "heads"), (4, 64), mesh) == jax.P(None, "tensor")
+    assert rules.spec(("layers", "embed", "heads"), (4, 64, 64), mesh) == jax.P(
+        None, "fsdp", "tensor"
+    )
+
+
+def published(size: str) -> Qwen2VLConfig:
+    """The architectures of Qwen2-VL as published."""
+    sizes = {
+        "2B": (151_936, 1536, 8960, 12, 2, True),
+        "7B": (152_064, 3584, 18_944, 28, 4, False),
+    }
+    vocab, hidden, mlp, heads, groups, tied = sizes[size]
+    return Qwen2VLConfig(
+        vision=VisionConfig(depth=32, embed_dim=1280, num_heads=16),
+        text=TextConfig(vocab, hidden, mlp, 28, heads, groups, mrope_section=(16, 24, 24)),
+        tie_word_embeddings=tied,
+    )
+
+
+LARGE_SHAPE = (2, LARGE // 2)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axes", "shape", "message"),
+    [
+        (MeshConfig(2, 2, 2), ("embed", "mlp"), LARGE_SHAPE, None),
+        (
+            MeshConfig(1, 8),
+            ("embed", "mlp"),
+            (LARGE + 4, 2),
+            r"a/b \[1048580, 2\] .* axis 'embed' of 1048580 is .* by mesh\.fsdp=8\. .*: 1, 2, 4, 5",
+        ),
+        # A second axis of the array takes the mesh axis: it is split all the same.
+        (MeshConfig(1, 1, 8), ("heads", "mlp"), (3, LARGE), None),
+        (MeshConfig(1, 1, 8), ("heads", "embed"), (3, LARGE), "'heads' of 3 .* mesh.tensor=8"),
+        # Nothing is asked of the data axis, of small arrays, or of axes without a rule.
+        (MeshConfig(8), ("embed", "mlp"), (3, LARGE), None),
+        (MeshConfig(1, 8), ("embed", "mlp"), (3, 5), None),
+        (MeshConfig(1, 8), ("layers", "patch"), (3, LARGE), None),
+    ],
+)
+def test_a_large_array_is_split_as_the_rules_ask_or_refused(mesh, axes, shape, message):
+    built, leaf = make_mesh(mesh), jax.ShapeDtypeStruct(shape, np.float32)
+    if message is None:
+        check_sharded({"a/b": leaf}, {"a/b": axes}, built, ShardingRules())
+        return
+    with pytest.raises(MarvelError, match=message):
+        check_sharded({"a/b": leaf}, {"a/b": axes}, built, ShardingRules())
+    # The remedy that the message offers is one.
+    relaxed = ShardingRules(**{axes[0]: None})
+    check_sharded({"a/b": leaf}, {"a/b": axes}, built, relaxed)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(1, 8), MeshConfig(1, 1, 8), MeshConfig(2, 2, 2)])
+@pytest.mark.parametrize("size", ["2B", "7B"])
+def test_the_published_models_and_their_adapters_are_split_everywhere(mesh, size):
+    config, lora, built = published(size), LoraConfig(), make_mesh(mesh)
+    axes = names.flatten(names.logical_axes(config)) | names.flatten(logical_axes(config, lora))
+
+    def replicas(shapes: dict[str, tuple[int, ...]]) -> float:
+        """How many times fsdp and tensor hold a number, on average."""
+        leaves = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+        own = {path: axes[path] for path in leaves}
+        check_sharded(leaves, own, built, ShardingRules())
+        placed = parameter_shardings(own, leaves, built, rules=ShardingRules())
+        held = sum(math.prod(placed[path].shard_shape(shape)) for path, shape in shapes.items())
+        return held * mesh.fsdp * mesh.tensor / sum(map(math.prod, shapes.values()))
+
+    assert replicas({row.path: row.shape(config) for row in names.table(config)}) < 1.01
+    # The tensor axis splits the half of an adapter that meets the split side of its layer.
+    assert replicas(adapter_shapes(config, lora)) < (1.01 if mesh.tensor == 1 else 3)
 
 
 def test_the_rules_know_every_axis_of_the_model():

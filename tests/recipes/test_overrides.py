@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.models.lora import LoraConfig
 from marvel_jax.recipes.overrides import override
 from marvel_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from tests import tiny
@@ -59,6 +60,12 @@ def test_settings_are_applied_together():
     # Each alone would be refused: a model has a source or an architecture.
     found = override(CONFIG, ["model.source=owner/name", "model.scratch=None"])
     assert found.model == ModelConfig(source="owner/name")
+
+
+def test_a_part_that_is_left_out_is_asked_for_by_its_fields():
+    assert CONFIG.model.adapters is None
+    found = override(CONFIG, ["model.adapters.rank=8", "model.adapters.alpha=16"])
+    assert found.model.adapters == LoraConfig(rank=8, alpha=16.0)
 
 
 @given(rate=st.floats(1e-9, 1e9), steps=st.integers(1, 10**9), path=st.text(min_size=1))

@@ -6,8 +6,18 @@ import pytest
 
 from marvel_jax.data.batch import RowShape
 from marvel_jax.errors import MarvelError
+from marvel_jax.models.lora import LoraConfig
 from marvel_jax.settings import EmbeddingSettings
-from marvel_jax.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from marvel_jax.training.config import (
+    CheckpointConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParameterGroup,
+    TrackingConfig,
+    TrainConfig,
+)
 from tests import tiny
 
 
@@ -38,7 +48,43 @@ def train_config(**changes: object) -> TrainConfig:
         (lambda: DataConfig(path=".", task_weights={0: 0.0}), "give at least one task a positive"),
         (lambda: DataConfig(path=".", task_weights={0: 2.0, 1: -1.0}), "task_weights={0: 2.0"),
         (lambda: train_config(steps=0), "steps=0 must be positive"),
-        (lambda: train_config(checkpoint_every=-1), "checkpoint_every=-1 must be positive"),
+        (lambda: train_config(chunk_rows=0), "chunk_rows=0 must be positive, or None"),
+        (lambda: CheckpointConfig(every=0), "checkpoint.every=0 must be at least 1"),
+        (lambda: CheckpointConfig(keep_last=0), "checkpoint.keep_last=0 must be at least 1"),
+        (lambda: CheckpointConfig(keep_best=-1), "checkpoint.keep_best=-1 must be at least 0"),
+        (lambda: TrackingConfig(wandb_project=""), "wandb_project='' is no name"),
+        (
+            lambda: ModelConfig(source="a/b", adapters=LoraConfig(), frozen="vision/.*"),
+            r"frozen='vision/\.\*' beside model.adapters.* Leave model.frozen=None",
+        ),
+        (lambda: ModelConfig(source="a/b", frozen="vision/("), "model.frozen=.* 'vision/\\.\\*'"),
+        (lambda: DataConfig(path=".", positives_per_query=0), "positives_per_query=0 .* least 1"),
+        (lambda: DataConfig(path=".", hard_negatives=-1), "hard_negatives=-1 .* 0 for none"),
+        (lambda: LossConfig(tile=0), "loss.tile=0 must be positive"),
+        (
+            lambda: LossConfig(implementation="ring", form="focal"),
+            "loss.implementation='ring' cannot do loss.form='focal': use .*'gather'",
+        ),
+        (
+            lambda: LossConfig(symmetric=True, in_batch_negatives=False),
+            "loss.symmetric=True needs loss.in_batch_negatives=True",
+        ),
+        (
+            lambda: LossConfig(symmetric=True, form="sigmoid"),
+            "loss.symmetric=True beside loss.form='sigmoid'.*leave loss.symmetric=False",
+        ),
+        (
+            lambda: train_config(loss=LossConfig(in_batch_negatives=False)),
+            "data.hard_negatives=0 leaves nothing .* set data.hard_negatives=1",
+        ),
+        (lambda: ParameterGroup("vision/.*"), "sets neither learning_rate nor weight_decay"),
+        (lambda: ParameterGroup("(", learning_rate=1.0), r"groups: pattern='\(' is no regular"),
+        (lambda: ParameterGroup("a", learning_rate=0.0), "=0.0, which must be positive; .*frozen"),
+        (lambda: ParameterGroup("a", weight_decay=-1.0), "weight_decay=-1.0, which must not"),
+        (
+            lambda: OptimizerConfig(learn_temperature=False, temperature_learning_rate=1.0),
+            "temperature_learning_rate=1.0 beside learn_temperature=False",
+        ),
         (lambda: EmbeddingSettings(template="qwen"), "template='qwen': choose one of marvel"),
         (lambda: EmbeddingSettings(pooling="max"), "pooling='max': choose one of mean, last"),
         (lambda: EmbeddingSettings(min_pixels=9, max_pixels=4), "min_pixels=9 .* max_pixels=4"),

@@ -12,17 +12,23 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from marvel_jax.data.items import Item
 from marvel_jax.errors import MarvelError
-from marvel_jax.models import hub
+from marvel_jax.models import hub, peft
+from marvel_jax.parallel.mesh import MeshConfig, make_mesh
 from marvel_jax.recipes.commands import load_config
 from marvel_jax.retrieval.embedder import Embedder
-from marvel_jax.training.checkpoints import Checkpoints
-from marvel_jax.training.export import export_checkpoint
-from marvel_jax.training.inputs import open_inputs
-from marvel_jax.training.state import initial_params
+from marvel_jax.training import run_folder
+from marvel_jax.training.checkpoints import read_params
+from marvel_jax.training.export import export_adapters, export_checkpoint
+from marvel_jax.training.inputs import open_inputs, place_state
+from marvel_jax.training.loop import train
+from marvel_jax.training.optimizer import make_optimizer
+from marvel_jax.training.state import initial_values
 from tests import tiny
+from tests.training import runs
 
 ROOT = Path(__file__).parents[2]
 ITEMS = [
@@ -35,10 +41,21 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def learned(tiny_run) -> dict:
-    checkpoints = Checkpoints(tiny_run / "checkpoints")
-    _, params = checkpoints.restore_params()
-    checkpoints.close()
-    return params
+    return read_params(tiny_run / "checkpoints")[1]
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_config, tiny_model, tmp_path_factory) -> Path:
+    """The folder of a run that trained adapters on the tiny model, in bfloat16."""
+    workdir = tmp_path_factory.mktemp("runs") / "adapted"
+    train(load_config(tiny_config, (*adapters_on(tiny_model), "model.dtype=bfloat16")), workdir)
+    return workdir
+
+
+def adapters_on(model: Path) -> tuple[str, ...]:
+    lora = ("model.adapters.rank=4", "model.adapters.alpha=8")
+    rate = "optimizer.learning_rate=0.05"
+    return (f"model.source={model}", "model.scratch=None", *lora, rate, "steps=3")
 
 
 def test_the_folder_gives_the_vectors_of_the_trained_parameters(tiny_config, tiny_model, learned):
@@ -60,13 +77,9 @@ def test_training_goes_on_from_the_weights_and_the_temperature(tiny_config, tiny
     config = load_config(tiny_config, (f"model.source={tiny_model}", "model.scratch=None"))
     inputs = open_inputs(config)
     assert inputs.architecture.text.hidden_size == 32
-    start = initial_params(
-        inputs.architecture,
-        seed=9,
-        model=inputs.model,
-        optimizer=config.optimizer,
-        temperature=inputs.temperature,
-    )
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    optimizer = make_optimizer(config.optimizer, steps=1)
+    start = place_state(config, inputs, optimizer, mesh).state.params
     jax.tree.map(np.testing.assert_array_equal, start["model"], learned["model"])
     assert float(start["log_temperature"]) == pytest.approx(learned["log_temperature"], abs=1e-6)
 
@@ -115,6 +128,95 @@ def test_what_is_no_run_or_has_no_checkpoint_is_told(tiny_run, tiny_model, tmp_p
     with pytest.raises(MarvelError, match="exists already"):
         export_checkpoint(tiny_run, tiny_model)
     assert not (tmp_path / "out").exists()
+
+
+# --- runs that train a part -------------------------------------------------------------------
+
+
+def test_a_run_of_adapters_saves_them_and_no_more(adapted, tiny_model):
+    _, params = read_params(adapted / "checkpoints")
+    assert not params.pop("model") and set(params) == {"adapters", "log_temperature"}
+    moments = [name for name in runs.newest(adapted) if "mu" in name]
+    assert moments and not any("token_embedding" in name for name in moments)
+    base = run_folder.read_base(adapted)
+    assert (base.source, len(base.weights_hash)) == (str(tiny_model), 16)
+
+
+def test_adapters_are_merged_into_the_base_in_float32(adapted, tiny_model, tmp_path):
+    step = export_checkpoint(adapted, tmp_path / "model")
+    _, params = read_params(adapted / "checkpoints")
+    base, found = hub.load(tiny_model), hub.load(tmp_path / "model")
+    assert step == 3
+    assert found.temperature == pytest.approx(math.exp(params["log_temperature"]), rel=1e-7)
+    blocks, adapters = base.params["language"]["blocks"], params["adapters"]["language"]["blocks"]
+    for name, kernel in found.params["language"]["blocks"].items():
+        if "kernel" not in kernel:
+            continue
+        # The base ran in bfloat16; what leaves does not bear its marks.
+        change = 8 / 4 * adapters[name]["a"].astype(float) @ adapters[name]["b"].astype(float)
+        assert np.abs(change).max() > 1e-4
+        np.testing.assert_allclose(kernel["kernel"], blocks[name]["kernel"] + change, atol=1e-7)
+    np.testing.assert_array_equal(
+        found.params["vision"]["patch_embed"]["kernel"],
+        base.params["vision"]["patch_embed"]["kernel"],
+    )
+
+
+def test_adapters_leave_alone_too(adapted, tiny_model, tmp_path):
+    export_adapters(adapted, tmp_path / "adapters")
+    found = peft.load_adapters(tmp_path / "adapters", hub.load(tiny_model).config)
+    _, params = read_params(adapted / "checkpoints")
+    jax.tree.map(np.testing.assert_array_equal, found.params, params["adapters"])
+    assert (found.lora.rank, found.lora.alpha) == (4, 8)
+    assert found.temperature == pytest.approx(math.exp(params["log_temperature"]), rel=1e-6)
+    described = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
+    assert described["base_model_name_or_path"] == str(tiny_model)
+
+
+def test_there_are_no_adapters_in_a_run_of_everything(tiny_run, tmp_path):
+    with pytest.raises(MarvelError, match="trained no adapters: export the whole model"):
+        export_adapters(tiny_run, tmp_path / "out")
+
+
+def test_a_base_that_has_moved_or_changed_is_told(adapted, tiny_model, tiny_config, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_model, moved)
+    run = tmp_path / "run"
+    shutil.copytree(adapted, run)
+    base = run_folder.read_base(run)
+    run_folder.write_base(run, base._replace(source=str(tmp_path / "gone")))
+    with pytest.raises(MarvelError, match=r"gone does not exist.* If it has moved, give --base"):
+        export_checkpoint(run, tmp_path / "out")
+    assert export_checkpoint(run, tmp_path / "out", base=str(moved)) == 3
+    weights = safetensors.numpy.load_file(moved / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1e-6
+    safetensors.numpy.save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MarvelError, match=r"moved is not the model that .* was trained on"):
+        export_checkpoint(run, tmp_path / "other", base=str(moved))
+    resumed = load_config(tiny_config, (*adapters_on(moved), "model.dtype=bfloat16"))
+    with pytest.raises(MarvelError, match=r"other settings \(weights\): weights was"):
+        train(resumed, run)
+
+
+def test_frozen_weights_that_the_seed_drew_are_drawn_again(tiny_config, tmp_path):
+    frozen = ("model.frozen=vision/.*", "optimizer.learn_temperature=False", "steps=2")
+    config = load_config(tiny_config, (*frozen, "optimizer.temperature=0.07"))
+    result = train(config, tmp_path / "run")
+    assert export_checkpoint(tmp_path / "run", tmp_path / "model") == 2
+    found = hub.load(tmp_path / "model")
+    assert found.temperature == pytest.approx(0.07, rel=1e-6)
+    whole = open_inputs(config)
+    _, before = initial_values(config, whole.architecture, weights=None, temperature=None)
+    jax.tree.map(np.testing.assert_array_equal, found.params["vision"], before["model"]["vision"])
+    trained = result.state.params["model"]["language"]["blocks"]["up"]["kernel"]
+    np.testing.assert_array_equal(found.params["language"]["blocks"]["up"]["kernel"], trained)
+    # Had another version drawn others, neither resume nor export would go on in silence.
+    base = run_folder.read_base(tmp_path / "run")
+    run_folder.write_base(tmp_path / "run", base._replace(frozen_hash="0" * 16))
+    with pytest.raises(MarvelError, match="frozen weights that the seed gives"):
+        train(config, tmp_path / "run")
+    with pytest.raises(MarvelError, match="frozen weights that the seed gives"):
+        export_checkpoint(tmp_path / "run", tmp_path / "other")
 
 
 @pytest.mark.torch

@@ -1,4 +1,4 @@
-"""The schedule's values, which parameters decay, and how the temperature moves."""
+"""The schedule's values, each parameter's rate and decay, and how the temperature moves."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,29 @@ import optax
 import pytest
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.training.config import OptimizerConfig
+from marvel_jax.models import names
+from marvel_jax.training.config import OptimizerConfig, ParameterGroup
 from marvel_jax.training.optimizer import (
+    check_groups,
     clamp_temperature,
-    decays,
     initial_log_temperature,
     learning_rate_schedule,
     make_optimizer,
+    weight_decay,
 )
-from marvel_jax.training.state import initial_params
-from tests import tiny
+from tests.training import tiny_steps
 
 
 @pytest.fixture(scope="module")
 def params():
-    config = OptimizerConfig()
-    made = initial_params(tiny.architecture(), seed=0, model=None, optimizer=config)
-    return jax.device_get(made)
+    """Of the whole model."""
+    return tiny_steps.start(tiny_steps.config_for())[0]
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    """Of adapters over a frozen base."""
+    return tiny_steps.start(tiny_steps.config_for(adapters=True))[0]
 
 
 def step(config: OptimizerConfig, params: dict, grads: dict, *, steps: int = 3) -> dict:
@@ -43,48 +49,100 @@ def step(config: OptimizerConfig, params: dict, grads: dict, *, steps: int = 3) 
 def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine():
     config = OptimizerConfig(learning_rate=2.0, warmup_fraction=0.1)
     rate = learning_rate_schedule(config, steps=100)
-    np.testing.assert_allclose([rate(s) for s in (0, 1, 5, 10)], [0, 0.2, 1, 2], rtol=1e-6)
-    for s in (10, 25, 55, 99):
-        expected = 1 + np.cos(np.pi * (s - 10) / 90)
+    np.testing.assert_allclose([rate(s) for s in (0, 1, 4, 9)], [0.2, 0.4, 1, 2], rtol=1e-6)
+    for s in (9, 24, 54, 99):
+        expected = 1 + np.cos(np.pi * (s - 9) / 91)
         assert float(rate(s)) == pytest.approx(expected, abs=1e-6)
     assert float(rate(100)) == pytest.approx(0, abs=1e-7)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_shortest_runs_have_a_schedule_too(steps):
-    rate = learning_rate_schedule(OptimizerConfig(), steps=steps)
-    assert all(np.isfinite(float(rate(s))) for s in range(steps + 1))
+@pytest.mark.parametrize("steps", [1, 2, 3, 100])
+@pytest.mark.parametrize("warmup", [0.0, 0.03, 0.99])
+def test_every_step_learns(steps, warmup):
+    rate = learning_rate_schedule(OptimizerConfig(warmup_fraction=warmup), steps=steps)
+    assert all(0 < float(rate(s)) <= 1.000001e-4 for s in range(steps))
+    assert max(float(rate(s)) for s in range(steps)) == pytest.approx(1e-4, rel=1e-6)
 
 
-def test_matrices_decay_and_nothing_else(params):
-    decayed = {
-        "/".join(key.key for key in path)
-        for path, wanted in jax.tree_util.tree_leaves_with_path(decays(params))
-        if wanted
-    }
-    assert "model/language/token_embedding" in decayed
-    assert "model/vision/patch_embed/kernel" in decayed
-    for path, _ in jax.tree_util.tree_leaves_with_path(params):
-        name = "/".join(key.key for key in path)
-        vector = name.endswith(("bias", "scale", "log_temperature"))
-        assert vector == (name not in decayed), name
+def test_matrices_decay_and_nothing_else(params, adapters):
+    config = OptimizerConfig(weight_decay=0.1)
+    for path in names.flatten(params) | names.flatten(adapters):
+        vector = path.endswith(("bias", "scale", "log_temperature"))
+        assert weight_decay(path, config) == (0.0 if vector else 0.1), path
+    assert {path.rsplit("/", 1)[1] for path in names.flatten(adapters["adapters"])} == {"a", "b"}
     # An untied head takes no part in an embedding: it has no gradient, and must not fade either.
-    assert decays({"model": {"lm_head": {"kernel": 0}}}) == {
-        "model": {"lm_head": {"kernel": False}}
-    }
+    assert weight_decay("model/lm_head/kernel", config) == 0.0
 
 
 def test_decay_shrinks_only_what_decays(params):
     zero = jax.tree.map(np.zeros_like, params)
-    after = step(OptimizerConfig(weight_decay=0.1, learning_rate=0.1), params, zero)
-
-    def check(before, after, wanted):
-        if wanted:
-            assert np.abs(after).sum() < np.abs(before).sum()
+    config = OptimizerConfig(weight_decay=0.1, learning_rate=0.1)
+    after = names.flatten(step(config, params, zero))
+    for path, before in names.flatten(params).items():
+        if weight_decay(path, config):
+            assert np.abs(after[path]).sum() < np.abs(before).sum(), path
         else:
-            np.testing.assert_array_equal(before, after)
+            np.testing.assert_array_equal(before, after[path])
 
-    jax.tree.map(check, params, after, decays(params))
+
+def moved(config: OptimizerConfig, params: dict) -> dict[str, float]:
+    """How far each parameter goes, on average, with a gradient of ones."""
+    after = names.flatten(step(config, params, jax.tree.map(np.ones_like, params), steps=1))
+    return {path: np.mean(before - after[path]) for path, before in names.flatten(params).items()}
+
+
+def test_a_group_has_its_own_rate_and_the_first_match_wins(params):
+    groups = (
+        ParameterGroup("vision/merger/.*", learning_rate=1e-3),
+        ParameterGroup("vision/.*", learning_rate=5e-5),
+    )
+    plain = moved(OptimizerConfig(), params)
+    grouped = moved(OptimizerConfig(groups=groups), params)
+    for path, distance in plain.items():
+        ratio = 10 if "vision/merger" in path else 0.5 if "vision" in path else 1
+        assert grouped[path] == pytest.approx(ratio * distance, rel=2e-3), path
+
+
+def test_a_group_of_adapters_is_named_by_their_paths(adapters):
+    groups = (ParameterGroup("adapters/.*/b", learning_rate=1.6e-3, weight_decay=0.5),)
+    config = OptimizerConfig(groups=groups)
+    plain, grouped = moved(OptimizerConfig(), adapters), moved(config, adapters)
+    for path, distance in plain.items():
+        ratio = 16 if path.endswith("/b") else 1
+        assert grouped[path] == pytest.approx(ratio * distance, rel=2e-3), path
+        assert weight_decay(path, config) == (0.5 if path.endswith("/b") else 0.0)
+
+
+def test_a_groups_decay_leaves_out_what_never_decays(params):
+    config = OptimizerConfig(groups=(ParameterGroup("vision/.*", weight_decay=0.2),))
+    for path in names.flatten(params):
+        decays = "vision" in path and path.endswith("kernel")
+        assert weight_decay(path, config) == (0.2 if decays else 0.0), path
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [("language/block/.*",), ("vision/.*", "vision/merger/.*"), ("log_temperature",), ("visio",)],
+    ids=["a misspelt path", "behind a wider one", "a scalar of the loss", "half a path"],
+)
+def test_a_group_without_a_parameter_is_refused(params, patterns):
+    groups = tuple(ParameterGroup(pattern, learning_rate=1e-3) for pattern in patterns)
+    with pytest.raises(MarvelError, match=f"groups: {patterns[-1]!r} is no parameter's first"):
+        check_groups(params, OptimizerConfig(groups=groups))
+
+
+def test_groups_that_share_the_parameters_are_accepted(params):
+    groups = (ParameterGroup("vision/merger/.*", 1e-3), ParameterGroup("vision/.*", 1e-3))
+    check_groups(params, OptimizerConfig(groups=groups))
+
+
+def test_the_clip_is_by_the_norm_of_what_is_trained(adapters):
+    # Clipping scales all gradients alike, so Adam's first moment shows the norm after it.
+    grads = jax.tree.map(np.ones_like, adapters)
+    optimizer = make_optimizer(OptimizerConfig(clip_norm=0.5), steps=10)
+    init, update = jax.jit(optimizer.init), jax.jit(optimizer.update)
+    _, state = update(grads, init(adapters), adapters)
+    assert float(optax.tree.norm(state[1].mu)) == pytest.approx(0.5 * (1 - 0.9), rel=1e-5)
 
 
 @pytest.mark.parametrize(("gradient", "bound"), [(1.0, 0.02), (-1.0, 0.3)])
@@ -95,19 +153,12 @@ def test_the_temperature_stays_within_its_bounds(params, gradient, bound):
     assert np.exp(after["log_temperature"]) == pytest.approx(bound, rel=1e-6)
 
 
-def test_a_temperature_that_is_not_learned_stays_bit_for_bit(params):
-    config = OptimizerConfig(learn_temperature=False, learning_rate=1.0, weight_decay=0.1)
-    after = step(config, params, jax.tree.map(np.ones_like, params))
-    assert after["log_temperature"] == params["log_temperature"]
-    assert np.any(after["model"]["language"]["norm"]["scale"] != 1)
-
-
 def test_the_temperature_can_have_a_rate_of_its_own(params):
     grads = jax.tree.map(np.ones_like, params)
     plain = step(OptimizerConfig(learning_rate=1e-3), params, grads)
     own = step(OptimizerConfig(learning_rate=1e-3, temperature_learning_rate=5e-3), params, grads)
-    moved = [float(after["log_temperature"] - params["log_temperature"]) for after in (plain, own)]
-    assert moved[0] < 0 and moved[1] == pytest.approx(5 * moved[0], rel=1e-3)
+    change = [float(after["log_temperature"] - params["log_temperature"]) for after in (plain, own)]
+    assert change[0] < 0 and change[1] == pytest.approx(5 * change[0], rel=1e-3)
     np.testing.assert_array_equal(
         plain["model"]["language"]["norm"]["scale"], own["model"]["language"]["norm"]["scale"]
     )

@@ -1,123 +1,212 @@
-"""The sharded step is the mathematics it claims: any mesh, any packing, the plain step's values."""
+"""The step: the plain step's values, what is dropped and when, and what a failure leaves behind."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from marvel_jax.data import lengths, pipeline
-from marvel_jax.data.batch import Batch, RowShape
-from marvel_jax.data.epoch_plan import Plan, PlanConfig
-from marvel_jax.parallel.mesh import MeshConfig, data_shards, make_mesh
-from marvel_jax.parallel.sharding import ShardingRules, put_batch
-from marvel_jax.training.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from marvel_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from marvel_jax.training.state import create_state, initial_params
-from marvel_jax.training.step import make_train_step
+from marvel_jax.data.batch import RowShape
+from marvel_jax.losses.forms import FORMS
+from marvel_jax.parallel.mesh import MeshConfig, data_shards
+from marvel_jax.parallel.sharding import put_batch
+from marvel_jax.training.config import DataConfig, LossConfig, ModelConfig
+from marvel_jax.training.optimizer import learning_rate_schedule
+from marvel_jax.training.step import loss_implementation
 from tests import plain_step, tiny
+from tests.training import tiny_steps
+from tests.training.tiny_steps import ARCHITECTURE, ONE, config_for
 
 STEPS = 4
-
-
-def config_for(mesh: MeshConfig, row: RowShape = tiny.ROW, **optimizer) -> TrainConfig:
-    return TrainConfig(
-        data=DataConfig(path=".", global_batch=16, row=row),
-        model=ModelConfig(scratch=tiny.architecture()),
-        # A large epsilon: Adam would blow up rounding in gradients near zero to whole steps.
-        optimizer=OptimizerConfig(learning_rate=1e-3, eps=1e-3, **optimizer),
-        mesh=mesh,
-        steps=10,
-    )
-
-
-def batches(config: TrainConfig, shards: int) -> list[Batch]:
-    source, processor = tiny.TinySource(), tiny.processor()
-    index = lengths.index(source, processor, cache=None)
-    plan = Plan(index, PlanConfig(16, config.seed, config.data.row), num_shards=shards)
-    found = pipeline.batches(source, processor, plan, start_step=0, num_steps=STEPS)
-    return [batch for _, batch in found]
-
-
-def run(config: TrainConfig) -> tuple[list[dict], dict]:
-    """Metrics of a few steps and the parameters after them."""
-    devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
-    mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
-    architecture = config.model.scratch
-    optimizer = make_optimizer(config.optimizer, steps=config.steps)
-    params = initial_params(architecture, seed=0, model=None, optimizer=config.optimizer)
-    state, shardings = create_state(params, optimizer, architecture, mesh, rules=ShardingRules())
-    step = make_train_step(config, architecture, optimizer, mesh, shardings=shardings)
-    history = []
-    for batch in batches(config, data_shards(mesh)):
-        state, metrics = step(state, put_batch(batch, mesh))
-        history.append({name: float(value) for name, value in metrics.items()})
-    return history, jax.device_get(state.params)
+PAIRS = DataConfig(path=".", global_batch=16, row=tiny.ROW)
 
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    return run(config_for(MeshConfig(data=1)))
-
-
-@pytest.mark.parametrize(
-    "mesh",
-    [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=4)],
-    ids=["data8", "data2-fsdp2-tensor2", "fsdp4"],
-)
-def test_any_mesh_gives_the_same_losses_and_weights(mesh, on_one_device):
-    history, params = run(config_for(mesh))
-    expected_history, expected_params = on_one_device
-    for found, expected in zip(history, expected_history, strict=True):
-        for name in ("loss", "temperature", "gradient_norm"):
-            assert found[name] == pytest.approx(expected[name], abs=1e-5, rel=1e-5), name
-    for found, expected in zip(
-        jax.tree.leaves(params), jax.tree.leaves(expected_params), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_packing_does_not_change_the_loss(on_one_device):
-    alone = RowShape(tokens=64, patches=64, items=1)
-    history, _ = run(config_for(MeshConfig(data=1), row=alone))
-    for found, expected in zip(history, on_one_device[0], strict=True):
-        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    """Steps on plain pairs, which is what the plain step knows."""
+    return tiny_steps.run(config_for(data=PAIRS), num_steps=STEPS)
 
 
 def test_equals_the_plain_step(on_one_device):
-    config = config_for(MeshConfig(data=1))
+    config = config_for(data=PAIRS)
     options = dataclasses.asdict(config.optimizer)
-    params = initial_params(config.model.scratch, seed=0, model=None, optimizer=config.optimizer)
+    params = tiny_steps.start(config)[0]
     moments = tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(2))
     schedule = learning_rate_schedule(config.optimizer, steps=config.steps)
     step = jax.jit(plain_step.train_step, static_argnames=("config", "items_per_row", "b1", "b2"))
-    for number, batch in enumerate(batches(config, 1)):
+    for number, batch in enumerate(tiny_steps.batches(config, 1, num_steps=STEPS)):
         params, moments, loss = step(
             params,
             moments,
-            batch,
+            batch._replace(own_positive=batch.own_positive[:, 0]),
             number,
-            config=config.model.scratch,
+            config=ARCHITECTURE,
             items_per_row=tiny.ROW.items,
             rate=schedule(number),
             clip=options["clip_norm"],
             **{name: options[name] for name in ("b1", "b2", "eps")},
         )
-        assert loss == pytest.approx(on_one_device[0][number]["loss"], abs=1e-5)
-    for found, expected in zip(
-        jax.tree.leaves(on_one_device[1]), jax.tree.leaves(params), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert loss == pytest.approx(on_one_device.history[number]["loss"], abs=1e-5)
+    jax.tree.map(
+        lambda found, expected: np.testing.assert_allclose(found, expected, atol=1e-5),
+        on_one_device.params,
+        params,
+    )
 
 
-def test_a_large_mesh_really_shards_the_weights():
-    config = config_for(MeshConfig(data=1, fsdp=4, tensor=2))
-    mesh = make_mesh(config.mesh)
-    optimizer = make_optimizer(config.optimizer, steps=10)
-    params = initial_params(config.model.scratch, seed=0, model=None, optimizer=config.optimizer)
-    state, _ = create_state(params, optimizer, config.model.scratch, mesh, rules=ShardingRules())
-    kernel = state.params["model"]["language"]["blocks"]["gate"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // 8
-    moment = state.opt_state[1].mu["model"]["language"]["blocks"]["gate"]["kernel"]
-    assert moment.sharding == kernel.sharding
+def test_packing_does_not_change_the_loss(on_one_device):
+    alone = dataclasses.replace(PAIRS, row=RowShape(tokens=64, patches=64, items=1))
+    history = tiny_steps.run(config_for(data=alone), num_steps=STEPS).history
+    for found, expected in zip(history, on_one_device.history, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+class Stepper:
+    """One compiled step of adapters with dropout, run from any state on any batch."""
+
+    def __init__(self) -> None:
+        self.config = config_for(adapters=True)
+        self.mesh, self.placed, self.step = tiny_steps.build(self.config)
+        self.start = jax.device_get(self.placed.state)
+        shards = data_shards(self.mesh)
+        self.batch = next(tiny_steps.batches(self.config, shards, num_steps=1))
+
+    def __call__(self, state: Any, finite: bool = True, batch: Any = None) -> Any:
+        placed = jax.device_put(state, self.placed.shardings)
+        put = put_batch(self.batch if batch is None else batch, self.mesh)
+        return jax.device_get(self.step(placed, self.placed.frozen, put, np.bool_(finite)))
+
+    def with_b(self, value: float, *, step: int = 0) -> Any:
+        """The start, but for b of every adapter, and the number of steps."""
+        adapters = jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: np.full_like(leaf, value) if keys[-1].key == "b" else leaf,
+            self.start.params["adapters"],
+        )
+        params = self.start.params | {"adapters": adapters}
+        return self.start._replace(params=params, step=np.int32(step))
+
+
+@pytest.fixture(scope="module")
+def stepper():
+    return Stepper()
+
+
+def equal(found: Any, expected: Any) -> bool:
+    return all(
+        np.array_equal(one, other)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    )
+
+
+def test_dropout_is_drawn_anew_at_each_step_and_is_the_same_when_a_step_is_repeated(stepper):
+    losses = [float(stepper(stepper.with_b(0.05, step=n))[1]["loss"]) for n in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(stepper, poison):
+    poisoned = stepper.with_b(poison, step=3)
+    after, metrics = stepper(poisoned)
+    assert not metrics["finite"] and not np.isfinite(metrics["loss"])
+    jax.tree.map(np.testing.assert_array_equal, after, poisoned)
+
+
+def test_the_step_after_one_that_was_not_finite_changes_nothing_either(stepper):
+    after, metrics = stepper(stepper.start, finite=False)
+    assert not metrics["finite"] and np.isfinite(metrics["loss"])
+    assert equal(after, stepper.start)
+    after, metrics = stepper(stepper.start)
+    assert metrics["finite"] and after.step == 1 and not equal(after, stepper.start)
+
+
+def test_padding_of_the_batch_has_no_part_in_the_step(stepper):
+    """Queries and candidates that are not valid may stand for anything."""
+    batch, rng = stepper.batch, np.random.default_rng(0)
+    assert not batch.candidate_valid.all() and (batch.own_positive < 0).any()
+
+    def scramble(field: np.ndarray, valid: np.ndarray, high: int) -> np.ndarray:
+        noise = rng.integers(0, high, field.shape).astype(field.dtype)
+        return np.where(valid.reshape(valid.shape + (1,) * (field.ndim - valid.ndim)), field, noise)
+
+    slots = batch.rows.tokens.shape[0] * tiny.ROW.items
+    changed = batch._replace(
+        candidate_slot=scramble(batch.candidate_slot, batch.candidate_valid, slots),
+        candidate_id=scramble(batch.candidate_id, batch.candidate_valid, 2**31),
+        positive_ids=scramble(batch.positive_ids, batch.positive_valid, 2**31),
+    )
+    state, expected = stepper.with_b(0.05), stepper(stepper.with_b(0.05))
+    assert equal(stepper(state, batch=changed), expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "implementation"),
+    [(form, "auto") for form in FORMS] + [("softmax", "dense"), ("softmax", "ring")],
+)
+def test_every_form_of_the_loss_can_be_trained(form, implementation):
+    loss = LossConfig(form=form, implementation=implementation)
+    config = config_for(MeshConfig(2, 2), loss=loss, chunk_rows=2)
+    mesh, placed, step = tiny_steps.build(config)
+    batch = next(tiny_steps.batches(config, data_shards(mesh), num_steps=1))
+    state, metrics = jax.eval_shape(step, placed.state, placed.frozen, batch, np.True_)
+    assert jax.tree.structure(state) == jax.tree.structure(placed.state)
+    assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "shards", "expected"),
+    [
+        (LossConfig(), 1024, 1, "dense"),
+        (LossConfig(), 1024, 8, "gather"),
+        # 4 bytes * B * 2 B / shards: 128 MiB a shard.
+        (LossConfig(), 4096, 1, "ring"),
+        (LossConfig(), 8192, 8, "gather"),
+        (LossConfig(), 16_384, 8, "ring"),
+        (LossConfig(form="llave"), 16_384, 8, "gather"),
+        (LossConfig(form="llave"), 4096, 1, "gather"),
+        (LossConfig(implementation="dense"), 16_384, 8, "dense"),
+    ],
+)
+def test_the_implementation_follows_from_the_size_of_the_similarities(
+    loss, batch, shards, expected
+):
+    data = DataConfig(path=".", global_batch=batch, hard_negatives=1)
+    assert loss_implementation(config_for(loss=loss, data=data), shards=shards) == expected
+
+
+def compile_abstractly(rows: int, *, layers: int = 2, **changes: Any) -> Any:
+    """A step on one device, compiled for so many rows, without a batch or weights."""
+    text = dataclasses.replace(ARCHITECTURE.text, num_hidden_layers=layers)
+    vision = dataclasses.replace(ARCHITECTURE.vision, depth=layers)
+    architecture = dataclasses.replace(ARCHITECTURE, text=text, vision=vision)
+    model = ModelConfig(scratch=architecture, **changes.pop("model", {}))
+    config = config_for(ONE, model=model, **changes)
+    built = tiny_steps.build(config, zeros=True)
+    batch = next(tiny_steps.batches(config, 1, num_steps=1))
+    have = len(batch.rows.tokens)
+    leaves, tree = jax.tree.flatten(batch)
+    shapes = [
+        jax.ShapeDtypeStruct((leaf.shape[0] * rows // have, *leaf.shape[1:]), leaf.dtype)
+        for leaf in leaves
+    ]
+    arguments = (built.placed.state, built.placed.frozen, jax.tree.unflatten(tree, shapes))
+    return built.step.lower(*arguments, np.True_).compile()
+
+
+def test_with_chunks_memory_grows_only_by_the_embeddings():
+    few, many = (
+        compile_abstractly(rows, chunk_rows=2).memory_analysis().temp_size_in_bytes
+        for rows in (64, 256)
+    )
+    embeddings = 4 * (256 - 64) * tiny.ROW.items * ARCHITECTURE.text.hidden_size
+    # One copy, and a few kilobytes for the loss; a chunk alone takes twenty times as much.
+    assert few > 20 * embeddings
+    assert many - few <= 1.1 * embeddings
+
+
+def test_the_program_does_not_grow_with_depth():
+    shallow, deep = (
+        len(compile_abstractly(32, layers=layers, chunk_rows=4).as_text()) for layers in (4, 28)
+    )
+    assert deep <= 1.05 * shallow

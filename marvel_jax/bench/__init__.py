@@ -1,0 +1,1 @@
+"""What `marvel bench ...` runs: each prints the machine, a table and one JSON object."""

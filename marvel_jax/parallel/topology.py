@@ -1,0 +1,272 @@
+"""Named topologies to compile for, without their hardware.
+
+`gpu:h100:8` or `tpu:v5e:8x8` names devices that need not be here; `cpu:8` names fake devices of
+this processor. What is compiled for them says how many bytes it will take. Compiling belongs into
+a child process (`call_in_child`): the vendors' plugins want environment variables that disturb
+the process that has them, and fake devices are counted once, at start.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from marvel_jax.errors import MarvelError
+
+GPUS_PER_HOST = 8
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The figures of a GPU that the compiler asks for."""
+
+    name: str
+    capability: tuple[int, int]
+    cores: int  # streaming multiprocessors
+    lanes: int  # float32 units in each
+    shared_memory: int  # bytes in each
+    block_shared_memory: int  # bytes that one block may opt in to
+    memory: int  # bytes
+    bandwidth: float  # bytes/s
+    l2_cache: int  # bytes
+    clock: float  # GHz
+
+
+# Sources: NVIDIA's architecture whitepapers and data sheets of Ampere, Hopper and Blackwell
+# (cores, lanes, bandwidth), table "Technical specifications per compute capability" of the CUDA
+# programming guide (shared memory), and what cudaGetDeviceProperties tells (memory, cache, clock).
+GPUS = {
+    "a100-80": Gpu(
+        name="NVIDIA A100-SXM4-80GB",
+        capability=(8, 0),
+        cores=108,
+        lanes=64,
+        shared_memory=164 * 1024,
+        block_shared_memory=163 * 1024,
+        memory=85_100_068_864,
+        bandwidth=2.039e12,
+        l2_cache=40 * 2**20,
+        clock=1.41,
+    ),
+    "h100": Gpu(
+        name="NVIDIA H100 80GB HBM3",
+        capability=(9, 0),
+        cores=132,
+        lanes=128,
+        shared_memory=228 * 1024,
+        block_shared_memory=227 * 1024,
+        memory=84_942_979_072,
+        bandwidth=3.352e12,
+        l2_cache=50 * 2**20,
+        clock=1.98,
+    ),
+    "h200": Gpu(
+        name="NVIDIA H200",
+        capability=(9, 0),
+        cores=132,
+        lanes=128,
+        shared_memory=228 * 1024,
+        block_shared_memory=227 * 1024,
+        memory=151_397_597_184,
+        bandwidth=4.8e12,
+        l2_cache=50 * 2**20,
+        clock=1.98,
+    ),
+    "b200": Gpu(
+        name="NVIDIA B200",
+        capability=(10, 0),
+        cores=148,
+        lanes=128,
+        shared_memory=228 * 1024,
+        block_shared_memory=227 * 1024,
+        memory=191_514_411_008,
+        bandwidth=7.672e12,
+        l2_cache=132_644_864,
+        clock=1.965,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A parsed name: `kind` is gpu, tpu or cpu; `chip` a key of `GPUS` or a TPU generation."""
+
+    kind: str
+    chip: str
+    shape: tuple[int, ...]  # (devices,) of a GPU or CPU; chips along each side of a TPU slice
+
+    @classmethod
+    def parse(cls, name: str) -> "Topology":
+        """Reads `gpu:h100:8`, `tpu:v5e:8x8` or `cpu:8`.
+
+        Raises:
+          MarvelError: the name has another form, or names a GPU that is not in the table.
+        """
+        kind, *rest = name.split(":")
+        if kind == "cpu" and len(rest) == 1:
+            rest = ["", *rest]
+        wanted = r"[1-9]\d*(x[1-9]\d*)*" if kind == "tpu" else r"[1-9]\d*"
+        good = kind in ("gpu", "tpu", "cpu") and len(rest) == 2
+        if not good or not re.fullmatch(wanted, rest[1]):
+            raise MarvelError(
+                f"{name!r} is no topology: write gpu:CHIP:DEVICES as gpu:h100:8, tpu:GENERATION:"
+                "SHAPE as tpu:v5e:8x8, or cpu:DEVICES as cpu:8."
+            )
+        chip, shape = rest[0], tuple(int(side) for side in rest[1].split("x"))
+        if kind == "gpu" and chip not in GPUS:
+            raise MarvelError(f"{name!r}: the GPU is one of {', '.join(GPUS)}, not {chip!r}.")
+        if kind == "gpu" and shape[0] > GPUS_PER_HOST and shape[0] % GPUS_PER_HOST:
+            raise MarvelError(
+                f"{name!r}: GPUs come {GPUS_PER_HOST} to a host; more than one host needs a "
+                f"multiple of {GPUS_PER_HOST}."
+            )
+        return cls(kind, chip, shape)
+
+    def environment(self) -> dict[str, str]:
+        """Variables that a process must start with to compile for this topology."""
+        found = {"JAX_PLATFORMS": "cpu"}
+        if self.kind == "gpu":
+            # No driver is asked for, and real GPUs are left alone.
+            found |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+        elif self.kind == "tpu":
+            found |= {"TPU_SKIP_MDS_QUERY": "1"}
+        else:
+            others = re.sub(
+                r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
+            )
+            count = f"--xla_force_host_platform_device_count={self.shape[0]}"
+            found |= {"XLA_FLAGS": f"{others} {count}".strip()}
+        return found
+
+
+def compile_only_devices(name: str) -> list[jax.Device]:
+    """The devices of a topology; on those of a GPU or TPU programs are compiled, never run.
+
+    To be called in a process that was started with `Topology.parse(name).environment()`.
+
+    Raises:
+      MarvelError: the name is none, or the plugin that compiles for it is not installed.
+    """
+    from jax.experimental import topologies
+
+    topology = Topology.parse(name)
+    if topology.kind == "cpu":
+        devices = jax.devices("cpu")
+        if len(devices) < topology.shape[0]:
+            raise MarvelError(
+                f"{name!r}: this process has {len(devices)} CPU devices; start it with XLA_FLAGS="
+                f"--xla_force_host_platform_device_count={topology.shape[0]}."
+            )
+        return devices[: topology.shape[0]]
+    platform, extra = ("cuda", "cuda13") if topology.kind == "gpu" else ("tpu", "tpu")
+    try:
+        if topology.kind == "tpu":
+            sides = "x".join(map(str, topology.shape))
+            found = topologies.get_topology_desc(f"{topology.chip}:{sides}", platform)
+        else:
+            count = topology.shape[0]
+            found = topologies.get_topology_desc(
+                platform=platform,
+                target_config=_target_config(GPUS[topology.chip]),
+                topology=f"1x{-(-count // GPUS_PER_HOST)}x{min(count, GPUS_PER_HOST)}",
+            )
+    except Exception as error:  # which one depends on the plugin and on the version of jax
+        raise MarvelError(
+            f"cannot compile for {name!r}: {_first_line(error)}. It needs the {platform} plugin of "
+            f"jax: pip install 'marvel-jax[{extra}]' (no {topology.kind.upper()} is needed)."
+        ) from error
+    return list(found.devices)
+
+
+def call_in_child(function: str, *, topology: str, arguments: dict[str, Any]) -> Any:
+    """Calls `function` ("module:name") in a fresh process that can compile for the topology.
+
+    It is called with `topology=` and the arguments by keyword; these and its result travel as
+    JSON.
+
+    Raises:
+      MarvelError: raised by the function, with its message; or the process failed otherwise, with
+        the end of what it wrote.
+    """
+    environment = os.environ | Topology.parse(topology).environment()
+    call = json.dumps({"function": function, "arguments": arguments | {"topology": topology}})
+    process = subprocess.run(
+        [sys.executable, "-c", _CHILD, call],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = (process.stdout.strip().splitlines() or [""])[-1]
+    if process.returncode == 0 and last.startswith(_MARK):
+        answer = json.loads(last.removeprefix(_MARK))
+        if "error" in answer:
+            raise MarvelError(answer["error"])
+        return answer["result"]
+    raise MarvelError(
+        f"compiling for {topology!r} failed with status {process.returncode}: "
+        f"{process.stderr.strip()[-2000:]}"
+    )
+
+
+_MARK = "marvel-child:"
+_CHILD = f"""
+import importlib, json, sys
+sys.path.insert(0, "")
+from marvel_jax.errors import MarvelError
+call = json.loads(sys.argv[1])
+module, name = call["function"].split(":")
+try:
+    function = getattr(importlib.import_module(module), name)
+    answer = {{"result": function(**call["arguments"])}}
+except MarvelError as error:
+    answer = {{"error": str(error)}}
+print()
+print({_MARK!r} + json.dumps(answer))
+"""
+
+
+def _target_config(gpu: Gpu) -> str:
+    """The compiler's description of a GPU, as the text of a GpuTargetConfigProto.
+
+    Block limits are those of every compute capability since 3.0.
+    """
+    major, minor = gpu.capability
+    return f"""
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  core_count: {gpu.cores}
+  fpus_per_core: {gpu.lanes}
+  shared_memory_per_core: {gpu.shared_memory}
+  shared_memory_per_block: {48 * 1024}
+  shared_memory_per_block_optin: {gpu.block_shared_memory}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  threads_per_warp: 32
+  threads_per_core_limit: 2048
+  threads_per_block_limit: 1024
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  device_memory_size: {gpu.memory}
+  memory_bandwidth: {int(gpu.bandwidth)}
+  l2_cache_size: {gpu.l2_cache}
+  clock_rate_ghz: {gpu.clock}
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.10.0"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{gpu.name}"
+"""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,141 @@
+"""Floating-point operations of a step, counted from the architecture and the true lengths.
+
+Only matrix products count, two operations for each multiply and add, as is usual for MFU: no
+norms, no rotary, no softmax, no look-ups. Padding is no work, and neither is what
+rematerialisation or GradCache computes again.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from marvel_jax.models import names
+from marvel_jax.models.config import Qwen2VLConfig
+
+# Dense bfloat16 TFLOP/s of one device, from the makers' data sheets, by what `device_kind`
+# contains; the first that fits counts. MFU is told against these whatever the run's own type.
+_PEAKS = (
+    ("TPU v4", 275.0),
+    ("TPU v5 lite", 197.0),
+    ("TPU v5e", 197.0),
+    ("TPU v5", 459.0),  # v5p calls itself "TPU v5" or "TPU v5p"
+    ("TPU v6 lite", 918.0),
+    ("TPU v6e", 918.0),
+    ("A100", 312.0),
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
+    ("H100", 989.4),
+    ("H200", 989.4),
+    ("B200", 2250.0),
+)
+
+
+def peak_tflops(device_kind: str) -> float | None:
+    """Dense bfloat16 TFLOP/s of a device by JAX's `device_kind`; None where it is not known."""
+    return next((peak for name, peak in _PEAKS if name in device_kind), None)
+
+
+class Work(NamedTuple):
+    """What rows hold besides padding. Attention costs the sum of squared lengths."""
+
+    tokens: int
+    token_pairs: int  # sum over items of tokens squared
+    patches: int
+    patch_pairs: int  # sum over images of patches squared
+
+
+def count_work(segments: np.ndarray, patch_segments: np.ndarray) -> Work:
+    """Counts rows [R, S] and [R, P] of segment numbers, 0 = padding."""
+    tokens, patches = _lengths(segments), _lengths(patch_segments)
+    return Work(
+        tokens=int(tokens.sum()),
+        token_pairs=int((tokens**2).sum()),
+        patches=int(patches.sum()),
+        patch_pairs=int((patches**2).sum()),
+    )
+
+
+def _lengths(segments: np.ndarray) -> np.ndarray:
+    """The length [N] int64 of every segment of every row."""
+    rows, width = segments.shape
+    if width == 0:
+        return np.zeros(0, np.int64)
+    longest = int(segments.max(initial=0)) + 1
+    numbered = segments.astype(np.int64) + longest * np.arange(rows)[:, None]
+    counts = np.bincount(numbered.ravel(), minlength=rows * longest).reshape(rows, longest)
+    return counts[:, 1:].ravel().astype(np.int64)
+
+
+def step_flops(
+    architecture: Qwen2VLConfig,
+    work: Work,
+    *,
+    queries: int,
+    candidates: int,
+    trained: Callable[[str], bool] = lambda path: True,
+    ranks: Mapping[str, int] | None = None,
+    causal: bool = False,
+) -> float:
+    """Operations of one training step: forward, and backward for what is trained.
+
+    The backward pass of a product with a kernel costs as much as the forward once for the
+    kernel's gradient, if it is trained, and once for its input's, if anything before it is (or
+    within the same stack of layers). So a fully trained model costs three times its forward pass,
+    and a frozen vision tower once.
+
+    Args:
+      architecture: the shape of the model.
+      work: of the global batch.
+      queries: B, and
+      candidates: C, of the loss's product [B, D] x [D, C].
+      trained: of a parameter's path in the names table.
+      ranks: of the adapters, by the adapted linear: {"language/blocks/query": 128}.
+      causal: attention to earlier tokens only, half of the pairs.
+    """
+    shapes = {row.path: row.shape(architecture) for row in names.table(architecture)}
+    total, upstream = 0.0, False
+    for part in _parts(architecture, work, causal=causal):
+        paths = [path for path in shapes if path.startswith(part.prefix)]
+        adapted = {
+            path: rank for path, rank in (ranks or {}).items() if path.startswith(part.prefix)
+        }
+        through = upstream or bool(adapted) or any(trained(path) for path in paths)
+        for path in paths:
+            if not path.endswith("/kernel"):
+                continue
+            forward = 2.0 * part.rows * math.prod(shapes[path]) * part.share
+            # Pixels have no gradient.
+            total += forward * (1 + trained(path) + (through and part.prefix != _PIXELS))
+        for path, rank in adapted.items():
+            layers, inward, outward = shapes[f"{path}/kernel"]
+            total += 3 * 2.0 * part.rows * layers * rank * (inward + outward)
+        # Both operands are activations: two products backward for one forward.
+        total += part.attention * (3 if through else 1)
+        upstream = through
+    return total + 3 * 2.0 * queries * candidates * architecture.text.hidden_size
+
+
+_PIXELS = "vision/patch_embed/"
+
+
+class _Part(NamedTuple):
+    prefix: str  # of its parameters
+    rows: float  # that every kernel is multiplied with
+    attention: float = 0.0  # operations of the products between activations, forward
+    share: float = 1.0  # of a kernel that is used
+
+
+def _parts(architecture: Qwen2VLConfig, work: Work, *, causal: bool) -> Iterator[_Part]:
+    """The parts of the model in the order in which data flows through them."""
+    vision, text = architecture.vision, architecture.text
+    # The two frames of a still are equal, and its kernel's halves are summed before the product.
+    yield _Part(_PIXELS, work.patches, share=1 / vision.temporal_patch_size)
+    attention = 4.0 * vision.depth * vision.embed_dim * work.patch_pairs
+    yield _Part("vision/blocks/", work.patches, attention)
+    yield _Part("vision/merger/", work.patches / vision.spatial_merge_size**2)
+    yield _Part("language/token_embedding", 0.0)
+    pairs = (work.token_pairs + work.tokens) / 2 if causal else work.token_pairs
+    attention = 4.0 * text.num_hidden_layers * text.query_size * pairs
+    yield _Part("language/blocks/", work.tokens, attention)

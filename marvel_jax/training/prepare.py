@@ -1,0 +1,112 @@
+"""All that stands before the first step: inputs, plan, weights on the mesh, the compiled step."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from marvel_jax.data import lengths
+from marvel_jax.data.epoch_plan import Plan, PlanConfig
+from marvel_jax.errors import MarvelError
+from marvel_jax.parallel import hosts
+from marvel_jax.parallel.mesh import data_shards, make_mesh
+from marvel_jax.training import run_folder
+from marvel_jax.training.config import TrainConfig
+from marvel_jax.training.export import write_blueprint
+from marvel_jax.training.inputs import Inputs, open_inputs, place_state
+from marvel_jax.training.optimizer import make_optimizer
+from marvel_jax.training.progress import Teller
+from marvel_jax.training.state import Placed
+from marvel_jax.training.step import Step, make_train_step
+
+
+class Prepared(NamedTuple):
+    """A run that may begin, and has claimed its folder."""
+
+    inputs: Inputs
+    recipe: dict[str, Any]
+    mesh: Mesh
+    plan: Plan
+    placed: Placed
+    step: Step
+
+
+def prepare(config: TrainConfig, workdir: Path, *, teller: Teller) -> Prepared:
+    """Opens and checks everything, and only then writes `recipe.json`, `base.json`, `blueprint/`.
+
+    Every process of the run calls it.
+
+    Raises:
+      MarvelError: `workdir` holds another run, or an input is missing or does not fit.
+    """
+    with teller.phase("opening the data"):
+        inputs = open_inputs(config)
+    recipe = run_folder.describe(config, inputs)
+    hosts.from_main(lambda: run_folder.require_same_run(workdir, recipe))
+    mesh = make_mesh(config.mesh)
+    shards = data_shards(mesh)
+    if config.data.global_batch % shards:
+        raise MarvelError(
+            f"data.global_batch={config.data.global_batch} is not a multiple of the {shards} data "
+            f"shards of the mesh: use {-(-config.data.global_batch // shards) * shards}."
+        )
+    # The first process fills the cache that the others read.
+    hosts.from_main(lambda: _fill_cache(config, inputs, cache=workdir, teller=teller))
+    plan = make_plan(config, inputs, shards=shards, cache=workdir)
+    optimizer = make_optimizer(config.optimizer, steps=config.steps)
+    with teller.phase("loading the weights" if inputs.weights_folder else "drawing the weights"):
+        placed = place_state(config, inputs, optimizer, mesh)
+        base = run_folder.describe_base(config, inputs, placed.frozen)
+    # Only now: a config that cannot be trained must not keep the folder for itself.
+    hosts.from_main(lambda: _claim(workdir, config, inputs, recipe, base))
+    step = make_train_step(
+        config,
+        inputs.architecture,
+        optimizer,
+        mesh,
+        shardings=placed.shardings,
+        frozen_shardings=placed.frozen_shardings,
+    )
+    return Prepared(inputs, recipe, mesh, plan, placed, step)
+
+
+def make_plan(config: TrainConfig, inputs: Inputs, *, shards: int, cache: Path | None) -> Plan:
+    """The order, labels and packing of every step, from the config and the items' lengths."""
+    data = config.data
+    index = lengths.index(
+        inputs.source, inputs.processor, cache=cache, hard_negatives=data.hard_negatives > 0
+    )
+    plan_config = PlanConfig(
+        global_batch=data.global_batch,
+        seed=config.seed,
+        row=data.row,
+        task_weights=data.task_weights,
+        positives_per_query=data.positives_per_query,
+        hard_negatives=data.hard_negatives,
+        chunk_rows=config.chunk_rows or 1,
+    )
+    return Plan(index, plan_config, num_shards=shards)
+
+
+def _fill_cache(config: TrainConfig, inputs: Inputs, *, cache: Path, teller: Teller) -> None:
+    with teller.phase("counting tokens and patches") as progress:
+        lengths.index(
+            inputs.source,
+            inputs.processor,
+            cache=cache,
+            hard_negatives=config.data.hard_negatives > 0,
+            progress=progress,
+        )
+
+
+def _claim(
+    workdir: Path,
+    config: TrainConfig,
+    inputs: Inputs,
+    recipe: dict[str, Any],
+    base: run_folder.Base,
+) -> None:
+    run_folder.require_same_base(workdir, base)
+    run_folder.write_recipe(workdir, recipe)
+    run_folder.write_base(workdir, base)
+    write_blueprint(workdir, inputs, config.embedding)

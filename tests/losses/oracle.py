@@ -1,0 +1,180 @@
+"""The contrastive loss in plain float64 numpy, from its definition: value and gradients."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Case(NamedTuple):
+    """One global batch: float32 vectors, temperature, and `info_nce`'s label arrays by name."""
+
+    queries: np.ndarray
+    candidates: np.ndarray
+    temperature: float
+    labels: dict[str, np.ndarray]
+
+
+class Oracle(NamedTuple):
+    """The mean loss and its gradients, float64."""
+
+    loss: float
+    d_queries: np.ndarray
+    d_candidates: np.ndarray
+    d_temperature: float
+
+    @property
+    def gradients(self) -> tuple[np.ndarray, np.ndarray, float]:
+        return self.d_queries, self.d_candidates, self.d_temperature
+
+
+def make_case(
+    seed: int,
+    *,
+    batch: int = 24,
+    labels: int = 1,
+    hard: int = 0,
+    width: int = 16,
+    known: int = 3,
+    trained: float = 0.0,
+    temperature: float = 0.05,
+    ids: int | None = None,
+    valid: float = 0.85,
+) -> Case:
+    """Random unit vectors in the layout of a Batch: each query's labels, then its hard negatives.
+
+    `trained` pulls each label towards its query: 0 is near-random, 3 is well-trained. Ids are drawn
+    from few, so that copies of positives occur all over the batch; a part of everything is invalid.
+    """
+    rng = np.random.default_rng(seed)
+    each = labels + hard
+    count = batch * each
+    queries = rng.normal(size=(batch, width))
+    candidates = rng.normal(size=(batch, each, width))
+    candidates[:, :labels] += trained * queries[:, None]
+    candidates = candidates.reshape(count, width)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, candidates)]
+
+    names = rng.integers(0, ids or 2 * count, count)
+    own = np.arange(batch)[:, None] * each + np.arange(labels)
+    candidate_valid = rng.random(count) < valid
+    candidate_valid[own[:, 0]] = True
+    positive_ids = rng.integers(0, ids or 2 * count, (batch, known))
+    positive_ids[:, : min(labels, known)] = names[own][:, :known]
+    own[:, 1:][rng.random((batch, labels - 1)) < 0.3] = -1
+    positive_valid = rng.random((batch, known)) < 0.8
+    positive_valid[:, 0] = True
+    return Case(
+        unit[0].astype(np.float32),
+        unit[1].astype(np.float32),
+        temperature,
+        {
+            "own_positive": own.astype(np.int32),
+            "candidate_id": np.stack([names, names // 3], axis=-1).astype(np.uint32),
+            "candidate_query": np.repeat(np.arange(batch), each).astype(np.int32),
+            "positive_ids": np.stack([positive_ids, positive_ids // 3], axis=-1).astype(np.uint32),
+            "positive_valid": positive_valid,
+            "query_valid": rng.random(batch) < valid,
+            "candidate_valid": candidate_valid,
+        },
+    )
+
+
+def masks(case: Case, *, in_batch: bool = True) -> tuple[list[list[int]], np.ndarray]:
+    """(the labels of each query, [B, C] bool of its negatives), by sets and loops."""
+    given = case.labels
+    names = [tuple(pair) for pair in given["candidate_id"].tolist()]
+    own = [
+        [c for c in row.tolist() if c >= 0 and given["candidate_valid"][c]]
+        for row in given["own_positive"]
+    ]
+    negative = np.zeros((len(case.queries), len(case.candidates)), bool)
+    for b, row in enumerate(given["positive_ids"].tolist()):
+        ok = given["positive_valid"][b]
+        known = {tuple(pair) for pair, valid in zip(row, ok, strict=True) if valid}
+        mine = set(given["own_positive"][b].tolist())
+        for c, name in enumerate(names):
+            negative[b, c] = (
+                given["candidate_valid"][c]
+                and c not in mine
+                and name not in known
+                and (in_batch or given["candidate_query"][c] == b)
+            )
+    return own, negative
+
+
+def softmax_oracle(case: Case, *, symmetric: bool = False, in_batch: bool = True) -> Oracle:
+    """The mean of -log p over labels and valid queries, and its analytic gradients."""
+    q, c = np.float64(case.queries), np.float64(case.candidates)
+    cosines = q @ c.T
+    logits = cosines / case.temperature
+    own, negative = masks(case, in_batch=in_batch)
+    valid = case.labels["query_valid"]
+    counted = [b for b in range(len(q)) if valid[b] and own[b]]
+    loss, d_logits = 0.0, np.zeros_like(logits)
+    for b in counted:
+        for label in own[b]:
+            weight = 1.0 / (len(own[b]) * len(counted))
+            columns = [label, *np.flatnonzero(negative[b])]
+            value, slope = cross_entropy(logits[b, columns])
+            loss += weight * value
+            d_logits[b, columns] += weight * slope
+            if symmetric:
+                rows = [b, *np.flatnonzero(negative[:, label] & valid)]
+                value, slope = cross_entropy(logits[rows, label])
+                loss += weight * value
+                d_logits[rows, label] += weight * slope
+    tau = case.temperature
+    return Oracle(
+        loss, d_logits @ c / tau, d_logits.T @ q / tau, -(d_logits * cosines).sum() / tau**2
+    )
+
+
+def cross_entropy(logits: np.ndarray) -> tuple[float, np.ndarray]:
+    """-log softmax of the first, and its gradient; exact for a probability close to one."""
+    others = np.exp(logits[1:] - logits[0])
+    slope = np.concatenate([[0.0], others / (1 + others.sum())])
+    slope[0] = -slope.sum()
+    return float(np.log1p(others.sum())), slope
+
+
+def form_oracle(
+    case: Case,
+    form: str,
+    *,
+    bias: float = 0.0,
+    in_batch: bool = True,
+    weights_of: Case | None = None,
+) -> float:
+    """The mean loss of any form, label by label as the specification writes it.
+
+    LLaVE's weights carry no gradient: `weights_of` holds the vectors at which they are taken.
+    """
+    s = np.float64(case.queries) @ np.float64(case.candidates).T
+    fixed = weights_of or case
+    hardness = np.float64(fixed.queries) @ np.float64(fixed.candidates).T
+    tau = case.temperature
+    own, negative = masks(case, in_batch=in_batch)
+    losses = []
+    for b in np.flatnonzero(case.labels["query_valid"]):
+        if not own[b]:
+            continue
+        n, p = s[b, negative[b]], s[b, own[b]]
+        weight = 1.0
+        theta, phi = n / tau, p / tau
+        label_weight = 1.0
+        if form == "sigmoid":
+            no = np.log1p(np.exp(n / tau + bias)).sum()
+            losses.append(no + np.log1p(np.exp(-(p / tau + bias))).sum())
+            continue
+        if form == "llave":
+            weight = np.exp(9 * hardness[b, negative[b]])
+        elif form == "focal":
+            theta, phi = n * (n + 0.2) / tau, p * p / tau
+        elif form == "focal_abs":
+            theta, phi = n * (abs(n) + 0.3) / tau, p * abs(p) / tau
+        elif form == "diht":
+            weight = len(n) * np.exp(0.1 * n) / np.exp(0.1 * n).sum()
+            label_weight = 0.95
+        total = (weight * np.exp(theta)).sum()
+        losses.append(np.mean(np.log(total + label_weight * np.exp(phi)) - phi))
+    return float(np.mean(losses)) if losses else 0.0

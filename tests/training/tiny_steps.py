@@ -1,0 +1,155 @@
+"""Steps of a tiny model on any mesh, for tests: config, batches, a run, what it compiles to.
+
+A query has up to two labels and one hard negative, several items share a row, and the model's axes
+all divide by eight.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from marvel_jax.data import lengths, pipeline
+from marvel_jax.data.batch import Batch
+from marvel_jax.data.epoch_plan import Plan, PlanConfig
+from marvel_jax.models.lora import LoraConfig
+from marvel_jax.models.qwen2_vl import init_params
+from marvel_jax.parallel.mesh import MeshConfig, data_shards, make_mesh
+from marvel_jax.parallel.sharding import put_batch
+from marvel_jax.training.config import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from marvel_jax.training.optimizer import make_optimizer
+from marvel_jax.training.state import Placed, create_state, initial_values
+from marvel_jax.training.step import Step, make_train_step
+from tests import tiny
+
+ONE = MeshConfig(data=1)
+LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.3)
+ARCHITECTURE = tiny.architecture(
+    hidden_size=64, intermediate_size=96, num_attention_heads=8, num_key_value_heads=4
+)
+
+
+def config_for(mesh: MeshConfig = ONE, *, adapters: bool = False, **changes: Any) -> TrainConfig:
+    """Of the whole model, or of adapters with dropout; `changes` are fields of `TrainConfig`."""
+    config = TrainConfig(
+        data=DataConfig(
+            path=".", global_batch=16, row=tiny.ROW, positives_per_query=2, hard_negatives=1
+        ),
+        model=ModelConfig(scratch=ARCHITECTURE, adapters=LORA if adapters else None),
+        # A large epsilon: Adam would blow up rounding in gradients near zero to whole steps.
+        optimizer=OptimizerConfig(learning_rate=1e-3, eps=1e-3),
+        mesh=mesh,
+        steps=10,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def batches(config: TrainConfig, shards: int, *, num_steps: int) -> Iterator[Batch]:
+    data = config.data
+    source, processor = tiny.TinySource(positives=data.positives_per_query), tiny.processor()
+    index = _index(data.positives_per_query)
+    plan_config = PlanConfig(
+        data.global_batch,
+        config.seed,
+        data.row,
+        row_sizes=1,
+        positives_per_query=data.positives_per_query,
+        hard_negatives=data.hard_negatives,
+        # The same rows whether they are cut in chunks or not.
+        chunk_rows=4,
+    )
+    plan = Plan(index, plan_config, num_shards=shards)
+    for _, batch in pipeline.batches(source, processor, plan, start_step=0, num_steps=num_steps):
+        yield batch
+
+
+@cache
+def _index(positives: int) -> lengths.LengthsIndex:
+    source, processor = tiny.TinySource(positives=positives), tiny.processor()
+    return lengths.index(source, processor, cache=None, hard_negatives=True)
+
+
+def start(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is trained and what is frozen at the start, as numpy arrays."""
+    return _start(config.model, config.optimizer, config.loss, config.seed)
+
+
+@cache
+def _start(model: ModelConfig, optimizer: OptimizerConfig, loss: LossConfig, seed: int) -> Any:
+    config = config_for(model=model, optimizer=optimizer, loss=loss, seed=seed)
+    assert model.scratch is not None
+    values = initial_values(config, model.scratch, weights=_weights(seed), temperature=None)
+    return jax.device_get(values)
+
+
+@cache
+def _weights(seed: int) -> dict[str, Any]:
+    return jax.device_get(init_params(ARCHITECTURE, key=jax.random.key(seed)))
+
+
+class Built(NamedTuple):
+    """A step that is ready to be compiled, and the state it starts from."""
+
+    mesh: Mesh
+    placed: Placed
+    step: Step
+
+
+def build(config: TrainConfig, *, zeros: bool = False) -> Built:
+    """With `zeros` in place of all values, for any architecture."""
+    sizes = config.mesh
+    mesh = make_mesh(sizes, devices=jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor])
+    architecture = config.model.scratch
+    assert architecture is not None
+    optimizer = make_optimizer(config.optimizer, steps=config.steps)
+    if zeros:
+        shapes = jax.eval_shape(
+            lambda: initial_values(config, architecture, weights=None, temperature=None)
+        )
+        params, frozen = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    else:
+        params, frozen = start(config)
+    placed = create_state(params, frozen, optimizer, config, architecture, mesh)
+    step = make_train_step(
+        config,
+        architecture,
+        optimizer,
+        mesh,
+        shardings=placed.shardings,
+        frozen_shardings=placed.frozen_shardings,
+    )
+    return Built(mesh, placed, step)
+
+
+class Run(NamedTuple):
+    """What a run leaves: metrics of each step, what was trained, and the compiled program."""
+
+    history: list[dict[str, float]]
+    params: dict[str, Any]
+    program: Any
+
+
+def run(config: TrainConfig, *, num_steps: int) -> Run:
+    """Runs steps whose batches all have one shape."""
+    mesh, placed, step = build(config)
+    state, program = placed.state, None
+    finite: Any = np.True_
+    history = []
+    for batch in batches(config, data_shards(mesh), num_steps=num_steps):
+        put = put_batch(batch, mesh)
+        if program is None:
+            program = step.lower(state, placed.frozen, put, finite).compile()  # type: ignore[attr-defined]
+        state, metrics = program(state, placed.frozen, put, finite)
+        finite = metrics["finite"]
+        history.append({name: float(value) for name, value in metrics.items()})
+    return Run(history, jax.device_get(state.params), program)
