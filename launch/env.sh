@@ -15,3 +15,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_CO
 # tokenizers warns, and can hang, when its threads meet a fork; grain brings parallelism of its own.
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 export HF_HUB_DISABLE_TELEMETRY="${HF_HUB_DISABLE_TELEMETRY:-1}"
+
+# glibc gives large buffers back after each use; in huge pages they come back without a hundred
+# thousand page faults a step, which is a seventh of the CPU time of a training step here.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -1,5 +1,6 @@
 """`marvel ...`: parse, call, print; what is heavy is imported by the command that needs it."""
 
+import errno
 import itertools
 import json
 import sys
@@ -15,6 +16,8 @@ from marvel_jax.recipes.outcome import EXIT_ERROR, EXIT_INTERRUPTED, Outcome
 
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of standard output.")]
 ModelArg = Annotated[str, arg(help="A model: a Hugging Face folder or a Hub id.")]
+
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = SubcommandApp()
 data = SubcommandApp()
@@ -175,15 +178,16 @@ def export(
     *,
     out: Annotated[Path, arg(help="Folder to write; it must not exist.")],
     adapters: Annotated[bool, arg(help="The adapters alone, as PEFT lays them out.")] = False,
+    step: Annotated[int | None, arg(help="Which checkpoint; without it, the newest.")] = None,
     base: Annotated[
         str | None, arg(help="Where the model that the run started from is now, if it moved.")
     ] = None,
     json: Json = False,
 ) -> Outcome:
-    """Writes a run's newest checkpoint as a Hugging Face folder that transformers loads."""
+    """Writes a run's checkpoint as a Hugging Face folder that transformers loads."""
     from marvel_jax.recipes.commands import export_run
 
-    return export_run(run, out=out, adapters=adapters, base=base)
+    return export_run(run, out=out, adapters=adapters, step=step, base=base)
 
 
 @bench.command(name="loss")
@@ -325,9 +329,10 @@ def main(args: Sequence[str] | None = None) -> None:
     except MarvelError as error:
         _fail(str(error), EXIT_ERROR, as_json=as_json)
     except OSError as error:
-        if error.filename is None:  # not about a file that a user named
-            raise
-        _fail(f"{error.filename}: {error.strerror}.", EXIT_ERROR, as_json=as_json)
+        if error.filename is None and error.errno not in _DISK_IS_FULL:
+            raise  # not about a file that a user named
+        named = error.filename or "a file could not be written"
+        _fail(f"{named}: {error.strerror}.", EXIT_ERROR, as_json=as_json)
     except KeyboardInterrupt:
         message = "interrupted; run the same command again to go on."
         _fail(message, EXIT_INTERRUPTED, as_json=as_json)

@@ -122,11 +122,14 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     return override(config, overrides)
 
 
-def export_run(run: Path, *, out: Path, adapters: bool, base: str | None) -> Outcome:
-    """Writes a run's newest checkpoint as a Hugging Face folder, or its adapters as PEFT's."""
+def export_run(
+    run: Path, *, out: Path, adapters: bool, step: int | None, base: str | None
+) -> Outcome:
+    """Writes a run's checkpoint as a Hugging Face folder, or its adapters as PEFT's."""
     from marvel_jax.training.export import export_adapters, export_checkpoint
 
-    step = (export_adapters if adapters else export_checkpoint)(run, out, base=base)
+    write = export_adapters if adapters else export_checkpoint
+    step = write(run, out, step=step, base=base)
     what = "the adapters" if adapters else "the model"
     return Outcome({"out": str(out), "step": step}, [f"{out}: {what} after {step} steps"])
 

@@ -49,7 +49,7 @@ def train_config(corpus: str, *, seed: int = 0, steps: int = 1400) -> TrainConfi
             reader="tfds",
             global_batch=128,
             task_weights=TASK_WEIGHTS,
-            row=RowShape(tokens=64, patches=32, items=8),
+            row=RowShape(tokens=56, patches=32, items=8),
         ),
         model=ModelConfig(scratch=architecture()),
         embedding=EmbeddingSettings(

@@ -66,7 +66,7 @@ def _defaults(hint: Any) -> Any:
     kinds: tuple[Any, ...] = typing.get_args(hint)
     for kind in kinds:
         if dataclasses.is_dataclass(kind) and all(map(_has_default, dataclasses.fields(kind))):
-            return kind()
+            return typing.cast(Any, kind)()
     return None
 
 

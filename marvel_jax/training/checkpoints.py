@@ -159,20 +159,24 @@ class Checkpoints:
         ) from error
 
 
-def read_params(folder: Path | str) -> tuple[int, dict[str, Any]]:
-    """(step, what was trained as host arrays) of the newest checkpoint in a folder.
+def read_params(folder: Path | str, *, step: int | None = None) -> tuple[int, dict[str, Any]]:
+    """(step, what was trained as host arrays) of a folder's newest checkpoint, or that of `step`.
 
     Whatever mesh made it. Optimiser moments are not read. One process does it alone.
 
     Raises:
-      MarvelError: there is none, or it cannot be read.
+      MarvelError: there is none, none of that step, or it cannot be read.
     """
     folder = Path(folder).resolve()
     # Only what is whole has a number for its name.
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:
         raise _empty(folder)
-    path = folder / str(max(steps))
+    step = max(steps) if step is None else step
+    if step not in steps:
+        there = ", ".join(map(str, sorted(steps)))
+        raise MarvelError(f"{folder} holds no checkpoint of step {step}: there are {there}.")
+    path = folder / str(step)
     stored = _stored(path)
     # To host memory: the devices that the checkpoint was saved from need not be here.
     kind = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
@@ -187,7 +191,7 @@ def read_params(folder: Path | str) -> tuple[int, dict[str, Any]]:
         found = reader.restore(path / _ITEM, args=arguments)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
-    return max(steps), found["params"]
+    return step, found["params"]
 
 
 def _alone() -> Any:

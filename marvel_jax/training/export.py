@@ -39,32 +39,37 @@ def write_blueprint(workdir: Path, inputs: Inputs, embedding: EmbeddingSettings)
     )
 
 
-def export_checkpoint(workdir: Path | str, folder: Path | str, *, base: str | None = None) -> int:
-    """Writes a run's newest checkpoint where transformers and `Embedder` load it.
+def export_checkpoint(
+    workdir: Path | str, folder: Path | str, *, step: int | None = None, base: str | None = None
+) -> int:
+    """Writes a run's checkpoint where transformers and `Embedder` load it, and returns its step.
 
     Adapters are merged into the base in float32, frozen weights are taken from it, and the learned
-    temperature goes along. `base` is where the model that the run started from is now, if it has
-    moved. Returns the step of the checkpoint. One process does it, whatever made the checkpoint.
+    temperature goes along. `step` chooses a checkpoint (None: the newest); `base` is where the
+    model that the run started from is now, if it has moved. One process does it, whatever made the
+    checkpoint.
 
     Raises:
-      MarvelError: the run has no checkpoint yet, the base is not there or is another, or the
-        folder exists already.
+      MarvelError: there is no such checkpoint, the base is not there or is another, or the folder
+        exists already.
     """
-    step, params = _newest(Path(workdir))
+    step, params = _read(Path(workdir), step)
     _save(folder, params, Path(workdir), base)
     return step
 
 
-def export_adapters(workdir: Path | str, folder: Path | str, *, base: str | None = None) -> int:
-    """Writes the adapters of a run's newest checkpoint in PEFT's layout, and returns its step.
+def export_adapters(
+    workdir: Path | str, folder: Path | str, *, step: int | None = None, base: str | None = None
+) -> int:
+    """Writes the adapters of a run's checkpoint in PEFT's layout, and returns its step.
 
     The base is named, not copied; `base` is the name to write if it has moved.
 
     Raises:
-      MarvelError: the run trained no adapters, it has no checkpoint yet, or the folder exists.
+      MarvelError: the run trained no adapters, there is no such checkpoint, or the folder exists.
     """
     run = Path(workdir)
-    step, params = _newest(run)
+    step, params = _read(run, step)
     if "adapters" not in params:
         raise MarvelError(f"{run} trained no adapters: export the whole model, without --adapters.")
     recorded = run_folder.read_base(run)
@@ -86,10 +91,10 @@ def export_params(workdir: Path | str, folder: Path | str, params: dict[str, Any
     _save(folder, jax.device_get(params), Path(workdir), None)
 
 
-def _newest(run: Path) -> tuple[int, dict[str, Any]]:
+def _read(run: Path, step: int | None) -> tuple[int, dict[str, Any]]:
     if not (run / _BLUEPRINT).is_dir():
         raise MarvelError(f"{run} is not the folder of a training run: it has no {_BLUEPRINT}/.")
-    return read_params(run / "checkpoints")
+    return read_params(run / "checkpoints", step=step)
 
 
 def _save(folder: Path | str, params: dict[str, Any], run: Path, base: str | None) -> None:

@@ -85,6 +85,8 @@ def train(
         )
         events.write("start", step=done, **_facts(config, prepared))
         profiler = opened.enter_context(Profiler(watching.profile_steps, workdir / "profile"))
+        if watching.profile_steps is not None and watching.profile_steps[0] < done:
+            teller.say(f"nothing is traced: the run goes on from step {done}")
         progress = opened.enter_context(
             TrainProgress(total=config.steps, done=done, quiet=not hosts.is_main())
         )

@@ -54,10 +54,10 @@ class TrainProgress:
         self._first = done
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            # In a narrow window the figures count, not the bar.
+            *([BarColumn(bar_width=24)] if self._console.width >= 110 else []),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._live,
@@ -91,7 +91,7 @@ class TrainProgress:
         waiting = row["wait_seconds"] / max(row["seconds"], 1e-9)
         note = (
             f"loss {row['loss']:.3f}  temperature {row['temperature']:.4f}  "
-            f"{row['pairs_per_second']:.0f} pairs/s  waiting {waiting:.0%}"
+            f"{row['pairs_per_second']:.0f} pairs/s  wait {waiting:.0%}"
         )
         self._progress.update(self._task, completed=done, note=note)
         now = time.perf_counter()

@@ -97,13 +97,15 @@ class Base(NamedTuple):
 
 def describe_base(config: TrainConfig, inputs: Inputs, frozen: Mapping[str, Any]) -> Base:
     """What is not trained in this run; `frozen` as `state.Placed` has it."""
-    from_seed = config.model.source is None
+    source = config.model.source
+    if source is not None and Path(source).expanduser().is_dir():
+        source = str(Path(source).expanduser().resolve())  # the run may be exported from elsewhere
     log_temperature = frozen.get("log_temperature")
     return Base(
-        source=config.model.source,
+        source=source,
         weights_hash=inputs.weights_hash,
         # Loaded weights are known by their files.
-        frozen_hash=frozen_hash(frozen["model"]) if from_seed else None,
+        frozen_hash=frozen_hash(frozen["model"]) if source is None else None,
         temperature=None if log_temperature is None else math.exp(float(log_temperature)),
     )
 

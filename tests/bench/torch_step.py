@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import Qwen2VLForConditionalGeneration
+from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from marvel_jax.bench.stopwatch import lap, peak_memory
@@ -160,6 +161,7 @@ class Steps:
 
 
 def main() -> None:
+    logging.disable_progress_bar()
     folder = Path(sys.argv[1])
     described = json.loads((folder / "step.json").read_text(encoding="utf-8"))
     items = Items(folder / "items.npz", described)

@@ -173,6 +173,15 @@ def test_adapters_leave_alone_too(adapted, tiny_model, tmp_path):
     assert described["base_model_name_or_path"] == str(tiny_model)
 
 
+def test_an_older_checkpoint_can_be_chosen(tiny_run, tmp_path):
+    assert export_checkpoint(tiny_run, tmp_path / "six", step=6) == 6
+    _, params = read_params(tiny_run / "checkpoints", step=6)
+    found = hub.load(tmp_path / "six").params
+    jax.tree.map(np.testing.assert_array_equal, found, params["model"])
+    with pytest.raises(MarvelError, match=r"no checkpoint of step 3: there are 6, 8"):
+        export_checkpoint(tiny_run, tmp_path / "three", step=3)
+
+
 def test_there_are_no_adapters_in_a_run_of_everything(tiny_run, tmp_path):
     with pytest.raises(MarvelError, match="trained no adapters: export the whole model"):
         export_adapters(tiny_run, tmp_path / "out")

@@ -101,6 +101,16 @@ def test_a_frozen_vision_tower_is_passed_once_and_forward_only():
     assert ours(work) > 2.9 * forward
 
 
+def test_the_gradient_of_a_trained_vision_tower_passes_the_frozen_language_model():
+    work = Work(tokens=1000, token_pairs=0, patches=0, patch_pairs=0)
+    forward = ours(work, trained=lambda path: False)
+    assert ours(work, trained=lambda path: path.startswith("vision/")) == 2 * forward
+    # What only the language model learns does not make the gradient go further than it.
+    images = work._replace(tokens=0, patches=1000)
+    trained = ours(images, trained=lambda path: path.startswith("language/"))
+    assert trained == ours(images, trained=lambda path: False)
+
+
 def test_packing_and_padding_are_no_work():
     """Attention counts true lengths: an item costs the same wherever it stands."""
     alone = count_work(np.array([[1] * 40 + [0] * 24, [1] * 20 + [0] * 44]), np.zeros((2, 0)))

@@ -22,7 +22,7 @@ def test_without_a_terminal_a_line_tells_the_state(capsys):
         shown.update(40, ROW)
     told = capsys.readouterr()
     assert told.out == ""
-    expected = "train 40/40  loss 1.235  temperature 0.0500  321 pairs/s  waiting 5%  0 s left"
+    expected = "train 40/40  loss 1.235  temperature 0.0500  321 pairs/s  wait 5%  0 s left"
     assert expected in told.err
 
 

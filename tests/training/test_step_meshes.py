@@ -52,7 +52,7 @@ def ran(trained: str, mesh: str, chunk_rows: int | None) -> Run:
 
 
 # Tensor parallelism alone once: with the others it is in data2-fsdp2-tensor2.
-CASES = [*MAXIMA, ("everything", "tensor4", None), ("everything", "one", 2), ("adapters", "one", 2)]
+CASES = [*MAXIMA, ("everything", "tensor4", None), ("adapters", "one", 2)]
 
 
 @pytest.mark.parametrize(("trained", "mesh", "chunk_rows"), CASES)

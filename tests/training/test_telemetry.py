@@ -59,13 +59,14 @@ def test_time_is_told_apart(tiny_config, monkeypatch):
     now[0] += 1  # the step
     with measured.saving():
         now[0] += 4
-    work = jax.numpy.array([1000, 2000, 0, 0], "float32")
+    work = jax.numpy.array([1e9, 2e9, 0, 0], "float32")
     row = measured.finish(Dispatched(7, {"loss": jax.numpy.float32(2), "finite": True}, work, 16))
     assert (row["step"], row["loss"], row["rows"]) == (7, 2.0, 16) and "finite" not in row
     times = [row[f"{name}seconds"] for name in ("", "wait_", "step_", "checkpoint_")]
     assert times == [8.0, 3.0, 1.0, 4.0]
-    assert row["pairs_per_second"] == 16 / 8 and row["tokens_per_second"] == 1000 / 8
-    flops = step_flops(tiny.architecture(), Work(1000, 2000, 0, 0), queries=16, candidates=16)
+    assert row["pairs_per_second"] == 16 / 8 and row["tokens_per_second"] == 1e9 / 8
+    work_done = Work(10**9, 2 * 10**9, 0, 0)
+    flops = step_flops(tiny.architecture(), work_done, queries=16, candidates=16)
     assert row["tflops_per_second"] == pytest.approx(flops / 8 / 1e12, abs=1e-6)
     # Eight devices of half a TFLOP/s each.
     assert row["mfu"] == pytest.approx(flops / 8 / 4e12, abs=1e-4)
