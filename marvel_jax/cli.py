@@ -164,12 +164,15 @@ def import_model(
     source: Annotated[Positional[str], arg(help="A Hugging Face folder or a Hub id.")],
     *,
     out: Annotated[Path, arg(help="Folder to write; it must not exist.")],
+    adapters: Annotated[
+        str | None, arg(help="Adapters of it in PEFT's layout to merge: a folder or a Hub id.")
+    ] = None,
     json: Json = False,
 ) -> Outcome:
     """Reads a Qwen2-VL checkpoint, accounts for every weight, and writes it as a model folder."""
     from marvel_jax.recipes.commands import import_checkpoint
 
-    return import_checkpoint(source, out=out)
+    return import_checkpoint(source, out=out, adapters=adapters)
 
 
 @app.command

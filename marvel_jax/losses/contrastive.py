@@ -57,8 +57,12 @@ def info_nce(
     against all candidates, [tile, C] at a time. `ring` passes the queries round (`losses.ring`):
     its memory grows neither with the batch at a fixed B per device nor with hard negatives; it
     knows the softmax form only. `gather` and `ring` want the rows of shard i of `queries` and
-    `candidates` on shard i of the mesh, and the labels of a query on its own shard; for `ring` a
-    label elsewhere gives a loss of NaN.
+    `candidates` on shard i of the mesh.
+
+    `ring`, and `gather` without in-batch negatives, where no candidate travels, want a query's
+    labels on its own shard: a label elsewhere gives a loss of NaN. Without in-batch negatives so
+    does a valid candidate away from the query that brought it. `gather` with in-batch negatives
+    finds a label on any shard.
 
     The temperature may be learned; it is used as it is, and training keeps it within
     `OptimizerConfig.temperature_min` and `temperature_max`.
@@ -200,6 +204,13 @@ def _row_sums(
             tile=tile,
         )
         sums = sums._replace(loss=sums.loss + backward)
+    if axes and not in_batch:
+        _, _, lost = _find_labels(query_labels, candidate_labels)
+        home = candidate_labels.query - query_labels.row[0]
+        strayed = (candidate_labels.query >= 0) & ((home < 0) | (home >= queries.shape[0]))
+        poison = (lost & query_labels.valid[:, None]).any()
+        poison |= (strayed & candidate_labels.valid).any()
+        sums = sums._replace(loss=jnp.where(poison, jnp.nan, sums.loss))
     return sums
 
 
@@ -214,14 +225,11 @@ def _ring_sums(
 ) -> Sums:
     scale = ring.varying(1.0 / temperature)
     statistics = ring_statistics(ring, queries, candidates, scale, query_labels, candidate_labels)
-    row = query_labels.own - candidate_labels.row[0]
-    here = (row >= 0) & (row < candidates.shape[0])
-    row = jnp.where(here, row, 0)
+    row, here, lost = _find_labels(query_labels, candidate_labels)
     has_label = here & candidate_labels.valid[row]
     terms = jax.nn.softplus(statistics.lse[:, None] - statistics.label)
     if ring.columns:
         terms += jax.nn.softplus(statistics.column_lse[row] - statistics.label)
-    lost = (query_labels.own >= 0) & ~here
     terms = jnp.where(lost, jnp.nan, terms)
     return add_up(
         mean_over_labels(terms, has_label | lost),
@@ -230,6 +238,15 @@ def _ring_sums(
         has_label | lost,
         query_labels.valid,
     )
+
+
+def _find_labels(
+    queries: QueryLabels, candidates: CandidateLabels
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Own labels [b, P] among a shard's candidates: (row or 0, is here, is on another shard)."""
+    row = queries.own - candidates.row[0]
+    here = (row >= 0) & (row < candidates.row.shape[0])
+    return jnp.where(here, row, 0), here, (queries.own >= 0) & ~here
 
 
 def _shards(mesh: Mesh, axes: tuple[str, ...]) -> int:

@@ -30,6 +30,7 @@ from marvel_jax.losses.labels import (
     negatives,
     own_candidates,
 )
+from marvel_jax.losses.packing import from_words, into_words
 from marvel_jax.losses.rows import cosines
 
 
@@ -50,10 +51,16 @@ class Ring:
         """A constant for a carry."""
         return self.varying(jnp.full(shape, value, jnp.float32))
 
-    def pass_on(self, tree: Any) -> Any:
-        """Sends every array to the next device."""
+    def pass_on(self, vectors: tuple[jax.Array, ...], beside: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Sends a tile to the next device: its vectors, and all that goes beside them as one.
+
+        What a small array costs is the sending, not its bytes.
+        """
         hops = [(i, (i + 1) % self.devices) for i in range(self.devices)]
-        return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, self.axes, hops), tree)
+        *sent, words = [
+            jax.lax.ppermute(leaf, self.axes, hops) for leaf in (*vectors, into_words(beside))
+        ]
+        return (*sent, *from_words(words, like=beside))
 
     def steps(self, tiles: jax.Array) -> jax.Array:
         """Which tile of the visiting block is worked on, step by step, over all hops."""
@@ -143,7 +150,7 @@ def _forward(
 
         tiles = jnp.arange(_tile_count(count, ring.tile))
         (rows, columns, own), _ = jax.lax.scan(column_tile, (rows, columns, own), tiles)
-        return (_put(visitor, ring.pass_on((block, labels, rows, own)), t), columns), None
+        return (_put(visitor, ring.pass_on((block,), (labels, rows, own)), t), columns), None
 
     length = queries.shape[0]
     block, labels = into_tiles((queries * scale, query_labels), tile=ring.tile)
@@ -186,7 +193,7 @@ def _backward(ring: Ring, residuals: Any, cotangent: Statistics) -> tuple[Any, .
 
         tiles = jnp.arange(_tile_count(count, ring.tile))
         (d_block, d_candidates), _ = jax.lax.scan(column_tile, (d_block, d_candidates), tiles)
-        leaving = ring.pass_on((block, d_block, labels, largest, weight, d_label))
+        leaving = ring.pass_on((block, d_block), (labels, largest, weight, d_label))
         return (_put(visitor, leaving, t), d_candidates), None
 
     visitor = queries * scale, query_labels, rows.largest, rows.weight(cotangent.lse)

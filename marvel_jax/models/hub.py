@@ -15,6 +15,7 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.files import atomic_folder, write_json
 from marvel_jax.models import names, streaming, tensors
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.settings import SETTINGS_FILE
 
 # What a tokenizer and a processor are made of, besides the weights.
 _COMPANIONS = (
@@ -65,7 +66,7 @@ def resolve(source: Path | str) -> Path:
     try:
         # Companions are named one by one: a repository may hold gigabytes of other files.
         wanted = ["config.json", "adapter_config.json", "*.safetensors"]
-        wanted += ["model.safetensors.index.json", *_COMPANIONS]
+        wanted += ["model.safetensors.index.json", SETTINGS_FILE, *_COMPANIONS]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # The client raises its own, requests' and the operating system's.
         # The first line says why; the client's advice below it is said better here. "Got:" is how
@@ -142,8 +143,9 @@ class _Source:
         folder = _a_folder(Path(folder))
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             raise MarvelError(
-                f"{folder} holds adapters, not a model: load the model that they were trained on "
-                "(base_model_name_or_path in adapter_config.json), and these as its adapters."
+                f"{folder} holds adapters, not a model: merge them into the model that they were "
+                "trained on (base_model_name_or_path in adapter_config.json) with `marvel import "
+                f"MODEL --adapters {folder} --out DIR`, and load that."
             )
         self.config = Qwen2VLConfig.from_folder(folder)
         self._weights = tensors.Weights(folder)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.parallel.mesh import DATA_AXES
+from marvel_jax.parallel.mesh import DATA_AXES, data_shards
 
 # An array of fewer numbers costs nothing to hold on every device: 4 MiB in float32.
 LARGE = 2**20
@@ -20,7 +20,8 @@ class ShardingRules:
     """Which mesh axis each logical axis of a parameter is split over; None = replicated.
 
     The names are those of `models.names`. Heads and hidden units go over "tensor", the model
-    dimension over "fsdp", as in Megatron and ZeRO-3. The rank of an adapter is too short to split.
+    dimension over "fsdp", as in Megatron and ZeRO-3; so does the rank of an adapter's half that has
+    no other axis there.
     """
 
     layers: str | None = None
@@ -144,7 +145,7 @@ def local_data_shards(mesh: Mesh) -> range:
     Raises:
       MarvelError: the mesh gives this process shards that do not follow one another.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = data_shards(mesh)
     grid = np.asarray(mesh.devices).reshape(shards, -1)
     here = jax.process_index()
     mine = [i for i in range(shards) if any(device.process_index == here for device in grid[i])]

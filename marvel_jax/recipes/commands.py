@@ -1,5 +1,6 @@
 """What the commands of `marvel` do; `cli.py` parses and prints."""
 
+import dataclasses
 import importlib.util
 import signal
 import sys
@@ -15,7 +16,7 @@ from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.data.processor import Processor
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files, read_jsonl, write_json
-from marvel_jax.models import hub
+from marvel_jax.models import hub, lora, peft
 from marvel_jax.recipes.evaluation import Ticker, evaluate_embedder, score_table
 from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, EXIT_TERMINATED, Outcome
 from marvel_jax.recipes.overrides import override
@@ -134,18 +135,36 @@ def export_run(
     return Outcome({"out": str(out), "step": step}, [f"{out}: {what} after {step} steps"])
 
 
-def import_checkpoint(source: str, *, out: Path) -> Outcome:
-    """Reads a Hugging Face folder or Hub id in full and writes it as a model folder of ours."""
+def import_checkpoint(source: str, *, out: Path, adapters: str | None = None) -> Outcome:
+    """Reads a Hugging Face folder or Hub id in full and writes it as a model folder of ours.
+
+    `adapters`, a folder or Hub id in PEFT's layout, are merged in, in float32; the temperature and
+    the settings that they were trained with, where they bring them, take the place of the base's.
+    """
     folder = hub.resolve(source)
     settings = EmbeddingSettings.read(folder)
     checkpoint = hub.load(folder)
+    processor = Processor.from_folder(folder)
     # A tokenizer that is missing or another model's is told now, not when the model is used.
     check_tokenizer(
-        Processor.from_folder(folder).tokenizer.special,
+        processor.tokenizer.special,
         image_token_id=checkpoint.config.image_token_id,
         vocab_size=checkpoint.config.text.vocab_size,
         name=str(folder),
     )
+    documents = {}
+    if adapters is not None:
+        tuned = hub.resolve(adapters)
+        found = peft.load_adapters(tuned, checkpoint.config)
+        temperature = checkpoint.temperature if found.temperature is None else found.temperature
+        merged = lora.merge(checkpoint.params, found.params, found.lora)
+        checkpoint = hub.Checkpoint(checkpoint.config, merged, temperature)
+        if (tuned / SETTINGS_FILE).is_file():
+            settings = EmbeddingSettings.read(tuned)
+            geometry = dataclasses.replace(
+                processor.geometry, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
+            )
+            documents["preprocessor_config.json"] = geometry.to_preprocessor_dict()
     hub.save(
         out,
         config=checkpoint.config,
@@ -153,11 +172,12 @@ def import_checkpoint(source: str, *, out: Path) -> Outcome:
         attention=settings.attention,
         temperature=checkpoint.temperature,
         tokenizer_from=folder,
-        documents={SETTINGS_FILE: settings.to_dict()},
+        documents={**documents, SETTINGS_FILE: settings.to_dict()},
     )
     count = parameter_count(checkpoint.params)
     facts = {"out": str(out), "parameters": count, "settings": settings.to_dict()}
-    return Outcome(facts, [f"{out}: {count:,} parameters, every weight accounted for"])
+    done = "every weight accounted for" + (", adapters merged" if adapters is not None else "")
+    return Outcome(facts, [f"{out}: {count:,} parameters, {done}"])
 
 
 def encode_pool(model: str, *, pool: Path, out: Path) -> Outcome:

@@ -122,30 +122,26 @@ def _whole_model(
 ) -> dict[str, Any]:
     """The weights with what the run did not train; float32 wherever something was trained."""
     weights = names.flatten(params.get("model", {}))
-    missing = [
-        row.path
-        for row in names.table(architecture)
-        if row.path not in weights and not row.optional
-    ]
-    if missing:
-        weights = names.flatten(_base_weights(architecture, run, base, missing)) | weights
+    if run_folder.froze_weights(run):
+        weights = _frozen_weights(architecture, run, base, trained=weights) | weights
     whole = names.nest(weights)
     if "adapters" in params:
         whole = lora.merge(whole, params["adapters"], run_folder.read_adapters(run))
     return whole
 
 
-def _base_weights(
-    architecture: Qwen2VLConfig, run: Path, base: str | None, missing: list[str]
+def _frozen_weights(
+    architecture: Qwen2VLConfig, run: Path, base: str | None, *, trained: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the run started from, held against the hash that the run recorded."""
+    """By path, what the run started from and did not train, held against the recorded hash."""
     recorded = run_folder.read_base(run)
     if recorded.source is None:
         drawn = jax.device_get(
             init_params(architecture, key=jax.random.key(run_folder.read_seed(run)))
         )
-        run_folder.require_same_drawn(run, drawn, missing)
-        return drawn
+        frozen = run_folder.frozen_weights(drawn, trained)
+        run_folder.require_same_drawn(run, frozen)
+        return frozen
     source = base or recorded.source
     try:
         folder = hub.resolve(source)
@@ -160,4 +156,4 @@ def _base_weights(
             f"{source} is not the model that {run} was trained on: the hash of its weights is "
             f"{found}, the run recorded {recorded.weights_hash}. Give the right one with --base."
         )
-    return hub.load(folder).params
+    return run_folder.frozen_weights(hub.load(folder).params, trained)

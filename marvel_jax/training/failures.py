@@ -54,22 +54,26 @@ def save_failure(
         }
         write_json(folder / "batch.json", {"metrics": told, "batch": batch})
     saver = ocp.StandardCheckpointer()
+    saved = "The state before the step and all ids of the batch are"
     try:
         saver.save(folder / "state", state._asdict())
         saver.wait_until_finished()
+    except (OSError, ValueError, RuntimeError) as error:
+        # What went wrong first is what must be told.
+        saved = f"The state could not be saved ({error}); all ids of the batch are"
     finally:
         saver.close()
     name = next(
         name for name in row if isinstance(row[name], float) and not math.isfinite(row[name])
     )
     queries = [pair["query"] for pair in batch["pairs"]]
+    told_ids = ", ".join(queries[:_IDS_TOLD]) + (", ..." if len(queries) > _IDS_TOLD else "")
     return MarvelError(
         f"the {name.replace('_', ' ')} is {row[name]} at step {step}, at a rate of "
-        f"{row['learning_rate']:.3g}, with queries {', '.join(queries[:_IDS_TOLD])} and "
-        f"{len(queries) - _IDS_TOLD} more in the batch. The state before the step and all ids of "
-        f"the batch are in {folder}; the checkpoints are whole. Look at those items; if they are "
-        f"sound, lower optimizer.learning_rate (now {config.optimizer.learning_rate}) in a new "
-        "--workdir. Here the run would go on from its last checkpoint to the same batch."
+        f"{row['learning_rate']:.3g}, with the {len(queries)} queries {told_ids} in the "
+        f"batch. {saved} in {folder}; the checkpoints are whole. Look at those items; "
+        f"if they are sound, lower optimizer.learning_rate (now {config.optimizer.learning_rate}) "
+        "in a new --workdir. Here the run would go on from its last checkpoint to the same batch."
     )
 
 

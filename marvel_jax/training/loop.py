@@ -72,6 +72,8 @@ def train(
     prepared = prepare(config, workdir, teller=teller)
     mesh, plan, frozen = prepared.mesh, prepared.plan, prepared.placed.frozen
     with ExitStack() as opened:
+        # Left last: a second SIGTERM must not meet a save that is still being written.
+        stop = opened.enter_context(stop_requests())
         checkpoints = opened.enter_context(
             closing(Checkpoints(workdir / "checkpoints", config.checkpoint))
         )
@@ -85,12 +87,11 @@ def train(
         )
         events.write("start", step=done, **_facts(config, prepared))
         profiler = opened.enter_context(Profiler(watching.profile_steps, workdir / "profile"))
-        if watching.profile_steps is not None and watching.profile_steps[0] < done:
-            teller.say(f"nothing is traced: the run goes on from step {done}")
+        if told := profiler.out_of_reach(done, config.steps):
+            teller.say(told)
         progress = opened.enter_context(
             TrainProgress(total=config.steps, done=done, quiet=not hosts.is_main())
         )
-        stop = opened.enter_context(stop_requests())
         meter = Meter(config, prepared.inputs.architecture, mesh, peak=watching.peak_tflops)
         reporter = Reporter(meter, trackers=trackers, events=events, progress=progress)
         batches = pipeline.batches(

@@ -30,6 +30,15 @@ class Profiler:
         self._folder = folder
         self._running = False
 
+    def out_of_reach(self, done: int, steps: int) -> str | None:
+        """What to tell of a run from step `done` to `steps` that does not come to the first."""
+        if self._steps is None or done <= self._steps[0] < steps:
+            return None
+        return (
+            f"nothing is traced: --profile-steps begins at step {self._steps[0]}, and this run "
+            f"takes the steps {done} to {steps - 1}"
+        )
+
     def before(self, step: int) -> None:
         """Called before a step is handed to the devices, those before it being done."""
         if self._steps is not None and not self._running and step == self._steps[0]:

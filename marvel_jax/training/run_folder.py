@@ -147,13 +147,26 @@ def require_same_base(workdir: Path, base: Base) -> None:
         )
 
 
-def require_same_drawn(workdir: Path, drawn: dict[str, Any], paths: list[str]) -> None:
-    """`require_same_base` for weights just drawn, of which `paths` were frozen in the run."""
+def froze_weights(workdir: Path) -> bool:
+    """Whether the run left weights untrained, so that its checkpoints are not the whole model."""
+    model = read_json_object(workdir / RECIPE)["config"]["model"]
+    return model["adapters"] is not None or model["frozen"] is not None
+
+
+def frozen_weights(base: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """By path, every weight that the nested `base` holds and that is not among the trained paths.
+
+    What the base holds decides, not what a model must have: an untied head is optional, and is
+    frozen, hashed and exported wherever there is one.
+    """
+    return {path: leaf for path, leaf in names.flatten(base).items() if path not in trained}
+
+
+def require_same_drawn(workdir: Path, frozen: Mapping[str, Any]) -> None:
+    """`require_same_base` for `frozen_weights` that were just drawn."""
     dtype = jnp.dtype(read_json_object(workdir / RECIPE)["config"]["model"]["dtype"])
-    flat = names.flatten(drawn)
-    frozen = names.nest({path: jnp.asarray(flat[path]).astype(dtype) for path in paths})
-    found = read_base(workdir)._replace(frozen_hash=frozen_hash(frozen))
-    require_same_base(workdir, found)
+    used = names.nest({path: jnp.asarray(leaf).astype(dtype) for path, leaf in frozen.items()})
+    require_same_base(workdir, read_base(workdir)._replace(frozen_hash=frozen_hash(used)))
 
 
 def read_adapters(workdir: Path) -> LoraConfig:

@@ -1,8 +1,13 @@
 """The contrastive loss in plain float64 numpy, from its definition: value and gradients."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from marvel_jax.losses.forms import FORMS, Rows
 
 
 class Case(NamedTuple):
@@ -178,3 +183,60 @@ def form_oracle(
         total = (weight * np.exp(theta)).sum()
         losses.append(np.mean(np.log(total + label_weight * np.exp(phi)) - phi))
     return float(np.mean(losses)) if losses else 0.0
+
+
+def form_gradients(
+    case: Case, form: str, *, bias: float = 0.0, symmetric: bool = False
+) -> tuple[float, np.ndarray, np.ndarray, float]:
+    """The mean loss of any form and its gradients, float64, of queries, candidates, temperature.
+
+    The form's own function, which `form_oracle` vouches for, at float64; masks are `masks`.
+    """
+    _, negative = masks(case)
+    own, valid = case.labels["own_positive"], case.labels["query_valid"]
+    has_label = (own >= 0) & case.labels["candidate_valid"][own]
+    count = max(1, (has_label.any(axis=1) & valid).sum())
+    share = valid / (np.maximum(has_label.sum(axis=1), 1) * count)
+
+    def loss(q: jax.Array, c: jax.Array, tau: jax.Array) -> jax.Array:
+        s = q @ c.T
+        rows = Rows(s, negative, jnp.take_along_axis(s, own, axis=1), has_label)
+        total = (FORMS[form](rows, temperature=tau, bias=bias) * valid / count).sum()
+        for p in range(own.shape[1] if symmetric else 0):
+            back = negative[:, own[:, p]].T & valid
+            mine = jnp.take_along_axis(s, own[:, p, None], axis=1)
+            rows = Rows(s[:, own[:, p]].T, back, mine, has_label[:, p, None])
+            total += (FORMS[form](rows, temperature=tau, bias=bias) * share).sum()
+        return total
+
+    with jax.enable_x64(True):
+        at = [jnp.asarray(x, jnp.float64) for x in (case.queries, case.candidates)]
+        step = jax.value_and_grad(loss, argnums=(0, 1, 2))
+        value, grads = step(*at, jnp.float64(case.temperature))
+        return (float(value), *(np.asarray(grad) for grad in grads))
+
+
+def assert_as_close_as_dense(
+    run: Callable[[Case], tuple],
+    dense: Callable[[Case], tuple],
+    exact: Callable[[Case], Sequence],
+    cases: Sequence[Case],
+) -> None:
+    """Loss and gradients are within 1e-6 of `exact`, or within four times `dense`'s own error.
+
+    The error is taken over the largest magnitude, and its root mean square over the cases.
+    """
+    wanted = [exact(case) for case in cases]
+
+    def errors(function: Callable[[Case], tuple]) -> np.ndarray:
+        found = [
+            [
+                np.abs(np.float64(got) - want).max() / max(np.abs(want).max(), 1e-6)
+                for got, want in zip(function(case), wants, strict=True)
+            ]
+            for case, wants in zip(cases, wanted, strict=True)
+        ]
+        return np.sqrt(np.mean(np.square(found), axis=0))
+
+    bound = np.maximum(1e-6, 4 * errors(dense))
+    assert (errors(run) <= bound).all(), (errors(run), bound)

@@ -1,10 +1,12 @@
-"""What the compiler plans for value and gradient: the ring's memory is flat where it must be."""
+"""What the compiler plans for value and gradient: bytes, and messages between devices."""
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from marvel_jax.losses.contrastive import info_nce
+from marvel_jax.parallel.collectives import executed_collectives
 from marvel_jax.parallel.mesh import DATA_AXES, MeshConfig, make_mesh
 
 WIDTH, KNOWN, TILE = 64, 8, 128
@@ -64,3 +66,17 @@ def test_the_ring_is_flat_in_devices_and_far_below_the_others():
     gather, _ = temporaries("gather", batch=batch)
     dense, _ = temporaries("dense", batch=batch)
     assert 10 * ring <= gather <= 0.7 * dense
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_tile_takes_five_messages_for_each_hop_and_nothing_else_is_sent_but_sums(symmetric):
+    """Forward its vectors and what goes beside them; backward its gradient too."""
+    devices, tiles = 8, 3
+    batch = devices * tiles * TILE
+    _, program = temporaries("ring", batch=batch, hard=1, symmetric=symmetric)
+    found = executed_collectives(program)
+    permutes = found.pop("collective-permute")
+    assert 0 < permutes <= (2 + 3) * devices * tiles
+    # The sums of the loss, and the gradient of the temperature.
+    assert found.pop("all-reduce") <= 2
+    assert not any(found.values())

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from marvel_jax import cli
 from marvel_jax.data.items import Item
 from marvel_jax.errors import MarvelError
-from marvel_jax.models import hub, peft
+from marvel_jax.models import hub, lora, names, peft
+from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.parallel.mesh import MeshConfig, make_mesh
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.commands import import_checkpoint, load_config
+from marvel_jax.recipes.overrides import override
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.training import run_folder
 from marvel_jax.training.checkpoints import read_params
+from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.export import export_adapters, export_checkpoint
 from marvel_jax.training.inputs import open_inputs, place_state
 from marvel_jax.training.loop import train
@@ -54,8 +59,9 @@ def adapted(tiny_config, tiny_model, tmp_path_factory) -> Path:
 
 def adapters_on(model: Path) -> tuple[str, ...]:
     lora = ("model.adapters.rank=4", "model.adapters.alpha=8")
-    rate = "optimizer.learning_rate=0.05"
-    return (f"model.source={model}", "model.scratch=None", *lora, rate, "steps=3")
+    # Other settings than the base's, so that it shows whose are kept.
+    rest = ("optimizer.learning_rate=0.05", "embedding.max_pixels=588", "steps=3")
+    return (f"model.source={model}", "model.scratch=None", *lora, *rest)
 
 
 def test_the_folder_gives_the_vectors_of_the_trained_parameters(tiny_config, tiny_model, learned):
@@ -173,6 +179,41 @@ def test_adapters_leave_alone_too(adapted, tiny_model, tmp_path):
     assert described["base_model_name_or_path"] == str(tiny_model)
 
 
+def test_adapters_that_left_alone_come_back_as_the_whole_model(adapted, tiny_model, tmp_path):
+    export_adapters(adapted, tmp_path / "adapters")
+    # The message that refuses them alone names the command that takes them.
+    with pytest.raises(MarvelError, match=r"import MODEL --adapters .* --out DIR") as refused:
+        Embedder.from_pretrained(tmp_path / "adapters")
+    _, *command = re.search("`(.*)`", str(refused.value)).group(1).split()
+    places = {"MODEL": str(tiny_model), "DIR": str(tmp_path / "merged")}
+    with pytest.raises(SystemExit) as stop:
+        cli.main([places.get(word, word) for word in command])
+    assert not stop.value.code
+    export_checkpoint(adapted, tmp_path / "model")
+    for file in (tmp_path / "model").iterdir():
+        assert (tmp_path / "merged" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_adapters_of_others_keep_the_temperature_and_settings_of_the_base(tiny_model, tmp_path):
+    base = hub.load(tiny_model)
+    config = lora.LoraConfig(rank=2, alpha=3, targets="language/blocks/gate")
+    shapes = lora.adapter_shapes(base.config, config)
+    rng = np.random.default_rng(7)
+    drawn = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    peft.save_adapters(tmp_path / "a", names.nest(drawn), base.config, config, base="unknown/base")
+    import_checkpoint(str(tiny_model), out=tmp_path / "out", adapters=str(tmp_path / "a"))
+    found = hub.load(tmp_path / "out")
+    assert found.temperature == base.temperature
+    for name in ("marvel.json", "preprocessor_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tiny_model / name).read_bytes()
+    before, after = names.flatten(base.params), names.flatten(found.params)
+    gate = "language/blocks/gate"
+    change = 3 / 2 * drawn[f"{gate}/a"].astype(float) @ drawn[f"{gate}/b"].astype(float)
+    changed = after.pop(f"{gate}/kernel")
+    np.testing.assert_allclose(changed, before.pop(f"{gate}/kernel") + change, rtol=1e-6, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
 def test_an_older_checkpoint_can_be_chosen(tiny_run, tmp_path):
     assert export_checkpoint(tiny_run, tmp_path / "six", step=6) == 6
     _, params = read_params(tiny_run / "checkpoints", step=6)
@@ -226,6 +267,64 @@ def test_frozen_weights_that_the_seed_drew_are_drawn_again(tiny_config, tmp_path
         train(config, tmp_path / "run")
     with pytest.raises(MarvelError, match="frozen weights that the seed gives"):
         export_checkpoint(tmp_path / "run", tmp_path / "other")
+
+
+def untied(config: TrainConfig) -> TrainConfig:
+    scratch = dataclasses.replace(config.model.scratch, tie_word_embeddings=False)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, scratch=scratch))
+
+
+ONE_PART = {
+    "adapters": ("model.adapters.rank=4", "model.adapters.alpha=8"),
+    "frozen": ("model.frozen=lm_head/.*",),
+}
+
+
+@pytest.mark.parametrize("part", ONE_PART)
+def test_an_untied_head_that_the_seed_drew_and_froze_is_exported(tiny_config, tmp_path, part):
+    config = untied(load_config(tiny_config, ("steps=1", "model.dtype=bfloat16")))
+    config = override(config, ONE_PART[part])
+    train(config, tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "model")
+    drawn = init_params(open_inputs(config).architecture, key=jax.random.key(config.seed))
+    found = hub.load(tmp_path / "model").params
+    np.testing.assert_array_equal(found["lm_head"]["kernel"], drawn["lm_head"]["kernel"])
+
+
+@pytest.fixture(scope="module")
+def untied_base(tiny_model, tmp_path_factory) -> Path:
+    """A model folder with a head of its own."""
+    base = hub.load(tiny_model)
+    config = dataclasses.replace(base.config, tie_word_embeddings=False)
+    shape = (config.text.hidden_size, config.text.vocab_size)
+    head = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    folder = tmp_path_factory.mktemp("models") / "untied"
+    params = {**base.params, "lm_head": {"kernel": head}}
+    hub.save(folder, config=config, params=params, tokenizer_from=tiny_model)
+    return folder
+
+
+@pytest.mark.parametrize("part", ["adapters", "frozen"])
+def test_a_loaded_untied_head_that_was_frozen_is_exported(tiny_config, untied_base, tmp_path, part):
+    source = (f"model.source={untied_base}", "model.scratch=None", "steps=1")
+    train(load_config(tiny_config, (*source, *ONE_PART[part])), tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "model")
+    before = hub.load(untied_base).params["lm_head"]["kernel"]
+    found = hub.load(tmp_path / "model").params
+    np.testing.assert_array_equal(found["lm_head"]["kernel"], before)
+
+
+def test_a_run_of_everything_leaves_without_its_base(tiny_config, untied_base, tmp_path):
+    """Also where the base has no head, though its config.json says that it is untied."""
+    base = hub.load(untied_base)
+    headless = {name: tower for name, tower in base.params.items() if name != "lm_head"}
+    start = tmp_path / "start"
+    hub.save(start, config=base.config, params=headless, tokenizer_from=untied_base)
+    source = (f"model.source={start}", "model.scratch=None", "steps=1")
+    train(load_config(tiny_config, source), tmp_path / "run")
+    shutil.rmtree(start)
+    assert export_checkpoint(tmp_path / "run", tmp_path / "model") == 1
+    assert "lm_head" not in hub.load(tmp_path / "model").params
 
 
 @pytest.mark.torch

@@ -1,8 +1,10 @@
 """A run is whole whatever happens to it: stopped, killed, finished, moved to other devices."""
 
 import json
+import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import pytest
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.commands import load_config
 from marvel_jax.training import run_folder
-from marvel_jax.training.checkpoints import read_params
+from marvel_jax.training.checkpoints import Checkpoints, read_params
 from marvel_jax.training.inputs import open_inputs
 from marvel_jax.training.loop import train
 from tests.training import runs
@@ -47,6 +49,24 @@ def test_a_signal_leaves_a_run_that_goes_on_to_the_same_weights(
     assert len(runs.rows(workdir)) == 5 == runs.steps_saved(workdir)[-1]
     result = train(load_config(tiny_config), workdir)
     assert (result.steps, result.interrupted) == (STEPS, False)
+    runs.assert_same_run(workdir, tiny_run)
+
+
+def test_a_second_sigterm_does_not_cut_the_last_save_short(
+    tiny_config, tiny_run, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "run"
+    close = Checkpoints.close
+
+    def close_under_fire(self):
+        # Schedulers send several, and the save of the first is still in the background.
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        close(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "close", close_under_fire)
+        train(load_config(tiny_config), workdir)
     runs.assert_same_run(workdir, tiny_run)
 
 

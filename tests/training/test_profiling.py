@@ -26,3 +26,11 @@ def test_a_trace_is_written_and_changes_nothing(tiny_config, tiny_run, tmp_path,
     told = " ".join(capsys.readouterr().err.split())
     assert "traced steps 2 to 3" in told and "xprof --logdir" in told
     runs.assert_same_run(tmp_path / "run", tiny_run)
+
+
+def test_steps_that_the_run_does_not_take_are_told(tiny_config, tmp_path, capsys):
+    config = load_config(tiny_config, ("steps=2",))
+    train(config, tmp_path / "run", watching=Watching(profile_steps=(50, 60)))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "nothing is traced: --profile-steps begins at step 50" in told
+    assert not (tmp_path / "run/profile").exists()

@@ -25,9 +25,9 @@ MESHES = {
 }
 
 # How many collectives one step carries out, each counted as often as its loop goes round: the
-# larger count of jax 0.10.2 and 0.12.0 on the CPU (which has no reduce-scatter of its own: there
-# an all-reduce stands for it). Two layers a tower, two rows of a device in a chunk. More of them
-# is a change to be understood; fewer is a bound to be lowered.
+# larger count of jax 0.10.2 and 0.12.0 on the CPU, whose compiler makes no reduce-scatter by
+# itself (an all-reduce stands for it). Two layers a tower, two rows of a device in a chunk. More
+# of them is a change to be understood; fewer is a bound to be lowered.
 MAXIMA = {
     # (trained, mesh, chunk_rows): all-gather, all-reduce, reduce-scatter, permute, all-to-all
     ("everything", "data8", None): (4, 6, 1, 0, 0),
