@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from marvel_jax.errors import MarvelError
 _HEARTBEAT_SECONDS = 100
 _SECONDS_BETWEEN_QUESTIONS = 1.0
 _NOT_YET = -1
+
+Made = TypeVar("Made")
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -70,6 +72,19 @@ def is_main() -> bool:
 def is_alone() -> bool:
     """Whether the run has only this process."""
     return jax.process_count() == 1
+
+
+def together(make: Callable[[], Made]) -> Made:
+    """What `make` returns on this process, once every process has made its own."""
+    if is_alone():
+        return make()
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(make)
+        # All ask again and again who is done: gloo gives up on who is silent for long.
+        while True:
+            done = bool(wait([making], timeout=_SECONDS_BETWEEN_QUESTIONS).done)
+            if np.all(multihost_utils.process_allgather(np.bool_(done))):
+                return making.result()
 
 
 def from_main(make: Callable[[], Any]) -> Any:

@@ -11,13 +11,14 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.parallel import hosts
 from marvel_jax.parallel.mesh import data_shards, make_mesh
 from marvel_jax.training import run_folder
+from marvel_jax.training.compiled import CompiledStep
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.export import write_blueprint
 from marvel_jax.training.inputs import Inputs, open_inputs, place_state
 from marvel_jax.training.optimizer import make_optimizer
 from marvel_jax.training.progress import Teller
 from marvel_jax.training.state import Placed
-from marvel_jax.training.step import Step, make_train_step
+from marvel_jax.training.step import make_train_step
 
 
 class Prepared(NamedTuple):
@@ -28,7 +29,7 @@ class Prepared(NamedTuple):
     mesh: Mesh
     plan: Plan
     placed: Placed
-    step: Step
+    step: CompiledStep
 
 
 def prepare(config: TrainConfig, workdir: Path, *, teller: Teller) -> Prepared:
@@ -67,7 +68,7 @@ def prepare(config: TrainConfig, workdir: Path, *, teller: Teller) -> Prepared:
         shardings=placed.shardings,
         frozen_shardings=placed.frozen_shardings,
     )
-    return Prepared(inputs, recipe, mesh, plan, placed, step)
+    return Prepared(inputs, recipe, mesh, plan, placed, CompiledStep(step))
 
 
 def make_plan(config: TrainConfig, inputs: Inputs, *, shards: int, cache: Path | None) -> Plan:
