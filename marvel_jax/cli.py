@@ -1,29 +1,31 @@
 """`marvel ...`: parse, call, print; what is heavy is imported by the command that needs it."""
 
 import errno
+import functools
 import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
+from marvel_jax.cli_bench import Json, bench
+from marvel_jax.cli_plan import plan
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import EXIT_ERROR, EXIT_INTERRUPTED, Outcome
 
-Json = Annotated[bool, arg(help="Print one JSON object as the last line of standard output.")]
 ModelArg = Annotated[str, arg(help="A model: a Hugging Face folder or a Hub id.")]
 
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = SubcommandApp()
 data = SubcommandApp()
-bench = SubcommandApp()
 app.command(data, name="data", help="Builds a corpus.")
-app.command(bench, name="bench", help="Measures the loss, the train step or the packing.")
+app.command(bench, name="bench", help="Measures loss, train step, packing, attention, encoding.")
+app.command(plan)
 
 
 @app.command
@@ -56,6 +58,25 @@ def data_emoji(
     return build_emoji(out, seed=seed)
 
 
+@data.command(name="make-mbeir")
+def data_make_mbeir(
+    out: Annotated[Positional[Path], arg(help="Folder to write; it must not exist.")],
+    *,
+    size: Annotated[
+        str, arg(help="tiny, small, medium, full, or a number of training queries.")
+    ] = "tiny",
+    seed: Annotated[int, arg(help="Draws scenes, texts and pictures.")] = 0,
+    with_pairs: Annotated[
+        bool, arg(help="Sentence triplets and captioned pictures beside it.")
+    ] = False,
+    json: Json = False,
+) -> Outcome:
+    """Makes a synthetic M-BEIR: all sixteen sets in the real layout, of any size, for dry runs."""
+    from marvel_jax.recipes.corpora import make_mbeir
+
+    return make_mbeir(out, size=size, seed=seed, with_pairs=with_pairs)
+
+
 @app.command
 def train(
     config: Annotated[Positional[Path], arg(help="A Python file that defines `config`.")],
@@ -65,6 +86,9 @@ def train(
         UseAppendAction[tuple[tuple[str, ...], ...]],
         arg(name="set", help="Fields to change, as: --set steps=100 model.dtype=bfloat16"),
     ] = (),
+    layout: Annotated[
+        str | None, arg(help="A layout that the config file defines, as gpu:h100:64.")
+    ] = None,
     profile_steps: Annotated[
         str | None, arg(help="Steps to trace for xprof, as 10:12, into the run's profile/.")
     ] = None,
@@ -72,10 +96,15 @@ def train(
         float | None, arg(help="A device's dense peak, for MFU where it is not known.")
     ] = None,
     coordinator: Annotated[
-        str | None, arg(help="HOST:PORT of process 0, for a run of several processes.")
+        str | None, arg(help="HOST:PORT of process 0, where no scheduler tells it.")
     ] = None,
-    num_processes: Annotated[int | None, arg(help="How many processes the run has.")] = None,
+    num_processes: Annotated[
+        int | None, arg(help="How many processes the run has; 1 = this one, whatever is told.")
+    ] = None,
     process_id: Annotated[int | None, arg(help="Which of them this is, from 0.")] = None,
+    join_timeout: Annotated[
+        float | None, arg(help="Seconds that the processes wait for each other at the start (300).")
+    ] = None,
     json: Json = False,
 ) -> Outcome:
     """Trains what a config describes, and writes the model as a Hugging Face folder.
@@ -88,11 +117,14 @@ def train(
         config,
         workdir,
         overrides=tuple(itertools.chain.from_iterable(overrides)),
+        layout=layout,
         profile_steps=profile_steps,
         peak_tflops=peak_tflops,
         coordinator=coordinator,
         num_processes=num_processes,
         process_id=process_id,
+        join_timeout=join_timeout,
+        voice=_voice(as_json=json),
     )
 
 
@@ -140,6 +172,63 @@ def search(
 
     return search_store(
         model, store=store, index=index, text=text, image=image, instruction=instruction, k=k
+    )
+
+
+@app.command
+def mine(
+    model: Annotated[Positional[str], arg(help="A Hugging Face folder or a Hub id.")],
+    *,
+    data: Annotated[Path, arg(help="An M-BEIR folder.")],
+    out: Annotated[Path, arg(help="The .jsonl to write, its manifest beside it.")],
+    split: Annotated[str, arg(help="Whose queries and pool.")] = "train",
+    pool: Annotated[
+        Literal["global", "local"],
+        arg(help="All candidates, or those of the query's data set and the modality asked for."),
+    ] = "global",
+    preset: Annotated[
+        str,
+        arg(
+            help="filtered (similarity up to 0.7, the best 5), unfiltered, positive_aware, "
+            "modality_aware (MM-Embed) or umarvel_two_strategy."
+        ),
+    ] = "filtered",
+    overrides: Annotated[
+        UseAppendAction[tuple[tuple[str, ...], ...]],
+        arg(name="set", help="Its fields, as: --set threshold=0.6 k=3 9:0.pick=pool"),
+    ] = (),
+    teacher: Annotated[
+        Path | None, arg(help="A reranker's scores, for --set teacher_above=0.5.")
+    ] = None,
+    ids_only: Annotated[bool, arg(help="Tell copies by their ids, not by content.")] = False,
+    chosen_only: Annotated[bool, arg(help="Write only what is chosen.")] = False,
+    scann: Annotated[bool, arg(help="Search with ScaNN instead of exactly.")] = False,
+    seed: Annotated[int, arg(help="Of the draws and of each query's instruction.")] = 0,
+    workdir: Annotated[
+        Path | None, arg(help="Folder of the vectors; without one, beside --out.")
+    ] = None,
+    json: Json = False,
+) -> Outcome:
+    """Mines hard negatives for the training queries, and says why each was kept or dropped.
+
+    Run it again after an interruption and it goes on where it stopped.
+    """
+    from marvel_jax.recipes.mining import mine_negatives
+
+    return mine_negatives(
+        model,
+        data=data,
+        out=out,
+        split=split,
+        pool=pool,
+        preset=preset,
+        settings=tuple(itertools.chain.from_iterable(overrides)),
+        teacher=teacher,
+        by_content=not ids_only,
+        chosen_only=chosen_only,
+        scann=scann,
+        seed=seed,
+        workdir=workdir,
     )
 
 
@@ -193,131 +282,6 @@ def export(
     return export_run(run, out=out, adapters=adapters, step=step, base=base)
 
 
-@bench.command(name="loss")
-def bench_loss(
-    *,
-    batch: Annotated[tuple[int, ...], arg(help="Queries in the global batch.")] = (1024, 4096),
-    width: Annotated[tuple[int, ...], arg(help="Numbers in a vector.")] = (768,),
-    implementation: Annotated[
-        tuple[Literal["dense", "gather", "ring"], ...], arg(help="Ways to compute it.")
-    ] = ("dense", "gather", "ring"),
-    hard_negatives: Annotated[int, arg(help="Hard negatives of each query.")] = 0,
-    known_positives: Annotated[int, arg(help="Ids of known positives of each query.")] = 8,
-    symmetric: Annotated[bool, arg(help="Both directions.")] = False,
-    tile: Annotated[int, arg(help="Similarities exist in tiles of so many rows.")] = 1024,
-    repeats: Annotated[int, arg(help="Timed repeats; the median counts.")] = 5,
-    compile_for: Annotated[
-        str | None, arg(help="Only compile, for a topology that need not be here: gpu:h100:8.")
-    ] = None,
-    fake_devices: Annotated[
-        int | None, arg(help="Split this machine's processor into so many devices.")
-    ] = None,
-    json: Json = False,
-) -> Outcome:
-    """Bytes and seconds of the loss, value and gradient, by batch, width and implementation."""
-    from marvel_jax.bench import loss
-
-    options = loss.Options(
-        batch=batch,
-        width=width,
-        implementation=implementation,
-        hard_negatives=hard_negatives,
-        known_positives=known_positives,
-        symmetric=symmetric,
-        tile=tile,
-        repeats=repeats,
-        compile_for=compile_for,
-        fake_devices=fake_devices,
-    )
-    return _measured(loss.run(options))
-
-
-@bench.command(name="step")
-def bench_step(
-    *,
-    config: Annotated[
-        Path | None, arg(help="The run whose step it is; without one, the quickstart's.")
-    ] = None,
-    overrides: Annotated[
-        UseAppendAction[tuple[tuple[str, ...], ...]],
-        arg(name="set", help="Fields to change, as: --set data.global_batch=64"),
-    ] = (),
-    items: Annotated[
-        Literal["emoji", "mbeir", "corpus"],
-        arg(help="The config's own corpus, or invented items with the lengths of another."),
-    ] = "emoji",
-    chunks: Annotated[int, arg(help="In how many parts GradCache encodes the rows.")] = 4,
-    mini_batch: Annotated[int, arg(help="Of torch's cached loss.")] = 32,
-    repeats: Annotated[int, arg(help="Timed repeats, in turns; the median counts.")] = 10,
-    no_peers: Annotated[bool, arg(help="Leave out the plain step and torch.")] = False,
-    json: Json = False,
-) -> Outcome:
-    """Pairs/s, padding and memory of a train step, GradCache on and off, beside its peers.
-
-    The peers are the plain step in tests/ and, where torch is installed, transformers on the same
-    weights and items: plain InfoNCE and a cached loss.
-    """
-    from marvel_jax.bench import step
-    from marvel_jax.recipes.commands import load_config
-    from marvel_jax.recipes.emoji import train_config
-    from marvel_jax.recipes.overrides import override
-
-    changes = tuple(itertools.chain.from_iterable(overrides))
-    quickstart = "data/emoji"  # where configs/emoji.py has its corpus
-    run = load_config(config, changes) if config else override(train_config(quickstart), changes)
-    options = step.StepOptions(
-        config=run,
-        items=items,
-        chunks=chunks,
-        mini_batch=mini_batch,
-        repeats=repeats,
-        peers=not no_peers,
-    )
-    return _measured(step.run(options))
-
-
-@bench.command(name="pack")
-def bench_pack(
-    *,
-    items: Annotated[tuple[int, ...], arg(help="Items of a data shard.")] = (120, 480, 1920),
-    shards: Annotated[tuple[int, ...], arg(help="Data shards.")] = (1, 2, 4, 8, 16, 32, 64),
-    row_tokens: Annotated[int | None, arg(help="Tokens of a row.")] = None,
-    row_patches: Annotated[int | None, arg(help="Patches of a row.")] = None,
-    row_items: Annotated[int | None, arg(help="Items of a row at most.")] = None,
-    hard_negatives: Annotated[int, arg(help="Hard negatives of each query.")] = 0,
-    chunk_rows: Annotated[int, arg(help="Row counts are multiples of it.")] = 1,
-    steps: Annotated[int, arg(help="Batches to plan.")] = 10,
-    seed: Annotated[int, arg(help="Of the lengths and the order.")] = 0,
-    json: Json = False,
-) -> Outcome:
-    """How full the rows are on M-BEIR's mix of lengths, and what planning a step takes."""
-    from marvel_jax.bench import pack
-    from marvel_jax.data.batch import RowShape
-
-    row = pack.MBEIR_ROW
-    options = pack.PackOptions(
-        items=items,
-        shards=shards,
-        row=RowShape(
-            tokens=row.tokens if row_tokens is None else row_tokens,
-            patches=row.patches if row_patches is None else row_patches,
-            items=row.items if row_items is None else row_items,
-        ),
-        hard_negatives=hard_negatives,
-        chunk_rows=chunk_rows,
-        steps=steps,
-        seed=seed,
-    )
-    return _measured(pack.run(options))
-
-
-def _measured(found: dict[str, Any]) -> Outcome:
-    """A benchmark's figures, for a program and for a person."""
-    from marvel_jax.bench.machine import lines
-
-    return Outcome(found, lines(found))
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one command; exits 0 only if it succeeded, 130 if interrupted, 2 on wrong arguments."""
     args = list(sys.argv[1:] if args is None else args)
@@ -329,16 +293,12 @@ def main(args: Sequence[str] | None = None) -> None:
             args=args,
             config=(FlagCreatePairsOff,),
         )
-    except MarvelError as error:
-        _fail(str(error), EXIT_ERROR, as_json=as_json)
-    except OSError as error:
-        if error.filename is None and error.errno not in _DISK_IS_FULL:
-            raise  # not about a file that a user named
-        named = error.filename or "a file could not be written"
-        _fail(f"{named}: {error.strerror}.", EXIT_ERROR, as_json=as_json)
-    except KeyboardInterrupt:
-        message = "interrupted; run the same command again to go on."
-        _fail(message, EXIT_INTERRUPTED, as_json=as_json)
+    except (MarvelError, OSError, KeyboardInterrupt) as error:
+        explained = _explain(error)
+        if explained is None:
+            raise
+        _tell(explained[0], as_json=as_json)
+        sys.exit(explained[1])
     except SystemExit as stop:
         if stop.code and as_json:  # tyro has told a person what is wrong with the arguments
             print(json.dumps({"error": "the arguments do not fit: see standard error."}))
@@ -350,11 +310,30 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.exit(outcome.code)
 
 
-def _fail(message: str, code: int, *, as_json: bool) -> NoReturn:
+def _explain(error: BaseException) -> tuple[str, int] | None:
+    """What a person is told of an error, and the exit code; None for a fault of ours."""
+    if isinstance(error, MarvelError):
+        return str(error), EXIT_ERROR
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run the same command again to go on.", EXIT_INTERRUPTED
+    # One that is about a file that a user named, or about the disk.
+    if isinstance(error, OSError) and (error.filename or error.errno in _DISK_IS_FULL):
+        named = error.filename or "a file could not be written"
+        return f"{named}: {error.strerror}.", EXIT_ERROR
+    return None
+
+
+def _tell(message: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": message}, ensure_ascii=False))
     print(f"marvel: {message}", file=sys.stderr)
-    sys.exit(code)
+
+
+def _voice(*, as_json: bool) -> Any:
+    """How one of several processes speaks when it ends: as a single one does."""
+    from marvel_jax.parallel.watch import Voice
+
+    return Voice(_explain, functools.partial(_tell, as_json=as_json), as_json=as_json)
 
 
 if __name__ == "__main__":

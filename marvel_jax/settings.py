@@ -10,11 +10,14 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_json_object
 
 SETTINGS_FILE = "marvel.json"
+RERANKER = "reranker"  # "model" in the file of a model that scores pairs and does not embed
 
 Attention = Literal["bidirectional", "causal"]
 Pooling = Literal["mean", "last"]
 Positions = Literal["mrope", "sequential"]
 Template = Literal["marvel", "umarvel_released", "gme"]
+Instruction = Literal["masked", "pooled", "none"]
+Prompt = Literal["none", "one_word"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,9 @@ class EmbeddingSettings:
     """Every setting that changes a vector, besides the weights.
 
     `min_pixels` and `max_pixels` bound an image's area after resizing; `max_text_tokens` cuts the
-    item's own text only.
+    item's own text only. `instruction` is read but not pooled ("masked"), pooled like the rest, or
+    left out ("none"); `prompt` "one_word" asks behind every item to summarize it in one word: both
+    are for ablations.
     """
 
     attention: Attention = "bidirectional"
@@ -32,6 +37,8 @@ class EmbeddingSettings:
     min_pixels: int = 4 * 28 * 28
     max_pixels: int = 300 * 28 * 28
     max_text_tokens: int = 480
+    instruction: Instruction = "masked"
+    prompt: Prompt = "none"
 
     def __post_init__(self) -> None:
         choices = (
@@ -39,6 +46,8 @@ class EmbeddingSettings:
             ("pooling", Pooling),
             ("positions", Positions),
             ("template", Template),
+            ("instruction", Instruction),
+            ("prompt", Prompt),
         )
         for name, kind in choices:
             value = getattr(self, name)
@@ -56,6 +65,10 @@ class EmbeddingSettings:
         if self.max_text_tokens < 1:
             raise MarvelError(
                 f"max_text_tokens={self.max_text_tokens} must be positive, for example 480."
+            )
+        if self.template == "gme" and self.prompt != "none":
+            raise MarvelError(
+                f"prompt={self.prompt!r} with template='gme', which has none: leave it 'none'."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +88,11 @@ class EmbeddingSettings:
         path = folder / SETTINGS_FILE
         if path.is_file():
             found = read_json_object(path)
+            if found.get("model") == RERANKER:
+                raise MarvelError(
+                    f"{folder} is a reranker, not an embedder ({path.name} says so): score pairs "
+                    "with retrieval.rerank.Reranker, or name a model that embeds."
+                )
         else:
             pixels = preprocessor.read(folder)
             found = {

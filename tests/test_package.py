@@ -30,6 +30,8 @@ FLOORS = {
     "serving": 4,
     "bench": 4,
     "studies": 5,
+    "cli_bench": 5,
+    "cli_plan": 5,
     "cli": 6,
 }
 """A room imports only rooms on floors below it. What is not named here is the ground floor."""

@@ -118,7 +118,7 @@ def source(mix: Mix, *, queries: int, brought: int, seed: int) -> InventedSource
       MarvelError: an unknown mix.
     """
     if mix == "mbeir":
-        from marvel_jax.bench.mbeir_lengths import MbeirMix, mbeir_lengths
+        from marvel_jax.data.mbeir_lengths import MbeirMix, mbeir_lengths
 
         index = mbeir_lengths(MbeirMix(queries=queries, hard_negatives=brought - 1, seed=seed))
         return InventedSource(index.queries, index.candidates, name=f"mbeir {seed}")

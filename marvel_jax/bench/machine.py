@@ -1,7 +1,6 @@
 """What a figure was taken on, and how a benchmark shows its figures."""
 
 import datetime
-import io
 import os
 import platform
 import resource
@@ -10,13 +9,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-_WIDTH = 140  # of a printed table, whatever the terminal, so that a log reads like the screen
 # They change what a step costs.
 _VARIABLES = ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "torch",
+    "transformers",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "libtpu",
+)
+
+# What runtimes say when memory does not suffice.
+_TOO_LARGE = ("RESOURCE_EXHAUSTED", "ut of memory", "OutOfMemory")
+_LONGEST_REASON = 300
 
 Row = Mapping[str, Any]
 
@@ -36,7 +48,7 @@ def machine() -> dict[str, Any]:
         "cores": _cores(),
         "memory_gib": round(_memory() / 2**30, 1),
         "python": platform.python_version(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in _PACKAGES if (version := package_version(name))},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
@@ -61,7 +73,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     return [
         f"{head}, {place['date']}{target}",
         f"Python {place['python']}, {versions}{flags}",
-        *_table(found["rows"]),
+        *table(found["rows"]),
         *found.get("notes", ()),
     ]
 
@@ -72,31 +84,41 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def failure(error: Exception) -> dict[str, Any]:
+    """What a row says of a case that failed; to be too large for a device is no fault."""
+    told = f"{type(error).__name__}: {error}".strip()
+    if any(words in told for words in _TOO_LARGE):
+        return {"failed": "does not fit into memory"}
+    return {"failed": " ".join(told.split())[:_LONGEST_REASON], "ok": False}
+
+
+def table(rows: Sequence[Row]) -> list[str]:
     """The rows under the names of all their fields, in order of first appearance."""
     fields = list(dict.fromkeys(field for row in rows for field in row))
-    table = Table(box=None, pad_edge=False, header_style="")
+    columns = []
     for field in fields:
+        cells = [field, *(spell(row.get(field)) for row in rows)]
+        width = max(map(len, cells))
         left = any(isinstance(row.get(field), str) for row in rows)
-        table.add_column(field, justify="left" if left else "right", no_wrap=left)
-    for row in rows:
-        table.add_row(*(_spell(row.get(field)) for field in fields))
-    stream = io.StringIO()
-    Console(file=stream, width=_WIDTH, highlight=False, markup=False).print(table)
-    return [line.rstrip() for line in stream.getvalue().splitlines()]
+        columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in cells])
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
-def _spell(value: Any) -> str:
+def spell(value: Any) -> str:
+    """A figure as a person reads it."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int):
         return f"{value:,}"
     return str(value)
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The version of an installed package, None where it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from marvel_jax.bench.machine import result
-from marvel_jax.bench.mbeir_lengths import MbeirMix, mbeir_lengths
 from marvel_jax.data.batch import RowShape
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
+from marvel_jax.data.mbeir_lengths import MbeirMix, mbeir_lengths
 from marvel_jax.errors import MarvelError
 
 # More than half of the tokens are visual, of four patches each: 2.2 patches a token on average,

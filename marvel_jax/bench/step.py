@@ -89,6 +89,8 @@ def run(options: StepOptions) -> dict[str, Any]:
             config, data=dataclasses.replace(config.data, task_weights=None)
         )
     notes = []
+    if options.config.loss.symmetric:
+        notes.append("symmetric=False for all: the peers have no other direction")
     with ExitStack() as opened:
         inputs = open_items(config, options)
         contenders, items = ours(config, inputs, chunks=options.chunks)

@@ -17,6 +17,9 @@ TEMPLATES = ("marvel", "umarvel_released", "gme")
 MARKERS = ("<emb>", "<instruction_start>", "<instruction_end>")
 """Tokens that the released U-MARVEL adds behind the tokenizer's own, in this order."""
 
+INSTRUCTIONS = ("masked", "pooled", "none")
+PROMPTS = ("none", "one_word")
+
 _SYSTEM = "You are a helpful assistant."
 _SHORT = 128  # characters up to which an encoded text is remembered
 
@@ -72,6 +75,17 @@ class ChatTokenizer:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._text.encode(text, add_special_tokens=False).ids)
 
+    def prefix(self, text: str, tokens: int) -> str:
+        """The text as far as `tokens` tokens go, cut between two characters."""
+        found = self._text.encode(text, add_special_tokens=False)
+        if len(found.ids) <= tokens:
+            return text
+        text = text[: found.offsets[tokens - 1][1]] if tokens > 0 else ""
+        # A character may take several tokens, of which the last was not to be had.
+        while text and len(self.encode(text)) > tokens:
+            text = text[:-1]
+        return text
+
     def special(self, token: str) -> int:
         """The id of a special token; MarvelError if the tokenizer has none of that name."""
         try:
@@ -116,15 +130,18 @@ def render(
     image_tokens: Sequence[int],
     max_text_tokens: int = 480,
     generation_prompt: bool = False,
+    instruction: str = "masked",
+    prompt: str = "none",
 ) -> ChatTokens:
     """Writes an item in a chat template.
 
     `image_tokens` counts the merged tokens of each image. Only the item's own text is cut at
-    `max_text_tokens`; the instruction, images and the template are always whole.
+    `max_text_tokens`; the instruction, images, prompt and the template are always whole. For
+    `instruction` and `prompt` see `settings.EmbeddingSettings`.
 
     Raises:
-      MarvelError: an unknown template, a generation prompt for a template without one, or a
-        tokenizer that lacks one of the template's tokens.
+      MarvelError: an unknown template or option, a generation prompt or a prompt for a template
+        without one, or a tokenizer that lacks one of the template's tokens.
     """
     if template not in _WRITERS:
         raise MarvelError(f"Unknown template {template!r}: choose one of {', '.join(TEMPLATES)}.")
@@ -135,12 +152,34 @@ def render(
             f"Item {item.id or '(no id)'} has {len(item.images)} images, but {len(image_tokens)} "
             "image token counts were given."
         )
-    chat = _Chat(tokenizer, image_tokens, max_text_tokens)
+    if instruction not in INSTRUCTIONS:
+        raise MarvelError(
+            f"instruction is {instruction!r}: choose one of {', '.join(INSTRUCTIONS)}."
+        )
+    if prompt not in PROMPTS:
+        raise MarvelError(f"prompt is {prompt!r}: choose one of {', '.join(PROMPTS)}.")
+    if prompt != "none" and template == "gme":
+        raise MarvelError(f"Template 'gme' has no prompt: leave prompt={prompt!r} 'none'.")
+    if instruction == "none":
+        item = item.with_instruction(None)
+    chat = _Chat(
+        tokenizer,
+        image_tokens,
+        max_text_tokens,
+        mask=instruction == "masked",
+        prompt=_one_word_prompt(item) if prompt == "one_word" else "",
+    )
     _WRITERS[template](chat, item)
     if generation_prompt:
         chat.special("<|im_start|>")
         chat.template("assistant\n")
     return chat.finish()
+
+
+def _one_word_prompt(item: Item) -> str:
+    """The released training code's compression prompt (spec/umarvel.md 2.1)."""
+    shown = {"image,text": "image and sentence", "image": "image", "text": "sentence"}
+    return f"\nSummarize above {shown[item.modality]} in one word: "
 
 
 class _Chat:
@@ -150,8 +189,18 @@ class _Chat:
     what transformers gives.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, image_tokens: Sequence[int], budget: int) -> None:
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        image_tokens: Sequence[int],
+        budget: int,
+        *,
+        mask: bool,
+        prompt: str,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._mask = mask
+        self._prompt = prompt
         self._image_tokens = iter(image_tokens)
         self._budget = budget
         self._tokens: list[int] = []
@@ -172,10 +221,21 @@ class _Chat:
         written = len(self._tokenizer.encode(self._waiting))
         if self._budget <= 0:
             return
-        ids = self._tokenizer.encode(self._waiting + text)[: written + self._budget]
+        ids = self._tokenizer.encode(self._waiting + text)
+        whole = len(ids) - written <= self._budget
+        if whole and self._prompt:
+            # It may follow right behind: then they are encoded together, like one string.
+            self._waiting += text
+            self._budget -= len(ids) - written
+            return
+        ids = ids[: written + self._budget]
         self._tokens.extend(ids)
         self._budget -= len(ids) - written
         self._waiting = ""
+
+    def prompt(self) -> None:
+        """The compression prompt, if there is one, behind the item."""
+        self.template(self._prompt)
 
     def instruction(self, text: str) -> None:
         self._flush()
@@ -202,7 +262,7 @@ class _Chat:
     def finish(self) -> ChatTokens:
         self._flush()
         pooled = np.ones(len(self._tokens), bool)
-        for start, end in self._unpooled:
+        for start, end in self._unpooled if self._mask else ():
             pooled[start:end] = False
         return ChatTokens(np.asarray(self._tokens, np.int32), pooled, tuple(self._images))
 
@@ -223,6 +283,7 @@ def _write_marvel(chat: _Chat, item: Item) -> None:
             chat.image()
         else:
             chat.text(format_text(part))
+    chat.prompt()
     chat.special("<|im_end|>")
 
 
@@ -244,6 +305,7 @@ def _write_umarvel_released(chat: _Chat, item: Item) -> None:
     if instruction:
         chat.marked_instruction(instruction)
         chat.template(_behind_marker(""))
+    chat.prompt()
     _assistant_turn(chat)
     chat.special("<emb>")
     chat.template(".")

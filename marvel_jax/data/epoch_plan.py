@@ -3,13 +3,15 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from marvel_jax.data.batch import RowShape
 from marvel_jax.data.lengths import LengthsIndex
-from marvel_jax.data.plan_order import TaskOrder, random_stream
+from marvel_jax.data.plan_distinct import Copies, choose_distinct
+from marvel_jax.data.plan_groups import Batches, PartShare, make_groups
+from marvel_jax.data.plan_order import QueryOrder, random_stream
 from marvel_jax.data.plan_shards import BatchShape, ShardPlan, batch_shapes, place_shards
 from marvel_jax.errors import MarvelError
 
@@ -29,6 +31,13 @@ class PlanConfig:
     counts. `max_positives` is the width of the batch's list of known positives, where no batch
     needs more. A query brings up to `positives_per_query` of its positives and `hard_negatives`
     of its hard negatives. Row counts are multiples of `chunk_rows`.
+
+    `parts` are the shares of a mixture's parts, with task weights of their own; () for a source
+    that is none. `batches` says how tasks meet: "mixed" has all in every batch, "homogeneous" one
+    task of one data set, "interleaved" runs of `sub_batch` queries of one such task each.
+    `duplicates` "avoid" keeps copies of a query, or of the answer that two queries have in common,
+    out of one batch where it can: within a task (or set) by the order, between tasks where a query
+    has a choice of answers. What remains, and all with "mask", is known to the loss by its id.
     """
 
     global_batch: int
@@ -40,6 +49,10 @@ class PlanConfig:
     positives_per_query: int = 1
     hard_negatives: int = 0
     chunk_rows: int = 1
+    parts: tuple[PartShare, ...] = ()
+    batches: Batches = "mixed"
+    sub_batch: int | None = None
+    duplicates: Literal["mask", "avoid"] = "mask"
 
     def __post_init__(self) -> None:
         for field in (
@@ -56,6 +69,13 @@ class PlanConfig:
                 raise MarvelError(f"{field} is {getattr(self, field)}: give 0 or more.")
         if self.row_sizes > 4:
             raise MarvelError(f"row_sizes is {self.row_sizes}: give at most 4.")
+        if (self.batches == "interleaved") != (self.sub_batch is not None):
+            raise MarvelError(
+                f"batches is {self.batches!r} and sub_batch {self.sub_batch}: give sub_batch with "
+                '"interleaved", and with it alone.'
+            )
+        if self.parts and self.task_weights is not None:
+            raise MarvelError("Beside parts, give task_weights to the parts that need some.")
 
 
 class PackingStats(NamedTuple):
@@ -87,8 +107,8 @@ class StepPlan(NamedTuple):
 class Plan:
     """What every step reads. Nothing is stored between steps, so any step can be the first.
 
-    Tasks are mixed within each batch in fixed proportion; each walks through its own seeded
-    permutations, so a query comes once in an epoch of its task and never twice in a batch.
+    Tasks come in fixed proportion; each walks through its own seeded permutations, so a query comes
+    once in an epoch of its task and never twice in a batch.
 
     Raises:
       MarvelError: an item does not fit a row, a weight names a task without queries, a task has
@@ -110,8 +130,22 @@ class Plan:
             _check_fit(kind, lengths, ids, config.row)
         if config.hard_negatives:
             _check_negatives(index, config.hard_negatives)
-        self._order = TaskOrder(
-            index.tasks, batch=config.global_batch, seed=config.seed, weights=config.task_weights
+        run = {"mixed": 1, "homogeneous": config.global_batch}.get(config.batches)
+        self._order = QueryOrder(
+            make_groups(
+                index.tasks,
+                index.datasets,
+                parts=config.parts or (PartShare(task_weights=config.task_weights),),
+                per_set=config.batches != "mixed",
+            ),
+            batch=config.global_batch,
+            seed=config.seed,
+            run=run or config.sub_batch or 1,
+            copies=(
+                Copies(index, labels=config.positives_per_query)
+                if config.duplicates == "avoid"
+                else None
+            ),
         )
         self.steps_per_epoch = self._order.steps_per_epoch
 
@@ -198,11 +232,14 @@ class Plan:
         more = random_stream(config.seed, _MORE_POSITIVES, step).random(
             (len(queries), config.positives_per_query - 1)
         )
-        places = [
-            _draw_distinct(
-                index.positives, index.offsets, queries, np.concatenate([draws[:, :1], more], 1)
+        positives = _draw_distinct(
+            index.positives, index.offsets, queries, np.concatenate([draws[:, :1], more], 1)
+        )
+        if config.duplicates == "avoid":
+            positives = choose_distinct(
+                positives, queries, positives=index.positives, offsets=index.offsets
             )
-        ]
+        places = [positives]
         if config.hard_negatives:
             uniform = random_stream(config.seed, _NEGATIVES, step).random(
                 (len(queries), config.hard_negatives)

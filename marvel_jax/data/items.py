@@ -167,7 +167,8 @@ class RetrievalSource(Protocol):
     """What training and evaluation read. Both sequences give random access and are lazy.
 
     `instructions` maps (data set id, query modality, candidate modality) to prompts; an empty
-    mapping means that queries carry none. `fingerprint` is a hash of the content.
+    mapping means that queries carry none, an empty tuple that those of one kind carry none.
+    `fingerprint` is a hash of the content.
     """
 
     @property

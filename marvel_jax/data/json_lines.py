@@ -65,17 +65,29 @@ class JsonLines(Sequence[dict[str, Any]]):
         Raises:
           MarvelError: a line has no such field, or its value is not of that form.
         """
-        pattern = re.compile(rb'"' + field.encode() + rb'"\s*:\s*"(\d{1,6}):(\d{1,9})"')
-        found = np.empty(len(self), dtype=np.int64)
+        searched = self._search(field, rb'"(\d{1,6}):(\d{1,9})"', '"dataset:number"')
+        found = (int(match[1]) * 1_000_000_000 + int(match[2]) for match in searched)
+        return np.fromiter(found, np.int64, len(self))
+
+    def numbers(self, field: str) -> np.ndarray:
+        """int64 [N]: each line's `field`, a whole number. Lines are searched, not parsed.
+
+        Raises:
+          MarvelError: a line has no such field, or its value is no whole number.
+        """
+        searched = self._search(field, rb"(\d{1,9})(?![\d.eE])", "a whole number")
+        return np.fromiter((int(match[1]) for match in searched), np.int64, len(self))
+
+    def _search(self, field: str, value: bytes, meaning: str) -> Iterator[re.Match[bytes]]:
+        pattern = re.compile(rb'"' + field.encode() + rb'"\s*:\s*' + value)
         for index, line in enumerate(self._lines()):
             match = pattern.search(line)
             if match is None:
-                value = self._parse(line, index).get(field)
+                found = self._parse(line, index).get(field)
                 raise MarvelError(
-                    f'{self.where(index)}: expected {field} as "dataset:number", found {value!r}.'
+                    f"{self.where(index)}: expected {field} as {meaning}, found {found!r}."
                 )
-            found[index] = int(match[1]) * 1_000_000_000 + int(match[2])
-        return found
+            yield match
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -3,7 +3,7 @@
 import dataclasses
 import uuid
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -16,13 +16,14 @@ from marvel_jax.data.items import Candidate, Item, Query, RetrievalSource
 from marvel_jax.data.processor import Processor
 from marvel_jax.errors import MarvelError
 
-_VERSION = 2
+_VERSION = 3
 _THREADS = 4
 _CHUNK = 1024
 
 _Record = TypeVar("_Record", Query, Candidate)
 _Result = TypeVar("_Result")
 Progress = Callable[[int, int], None]  # (items counted, items in all)
+Instructions = Mapping[tuple[int, str, str], tuple[str, ...]]
 
 
 class LengthsIndex(NamedTuple):
@@ -37,6 +38,7 @@ class LengthsIndex(NamedTuple):
     queries: np.ndarray  # [Nq, 2] int32
     candidates: np.ndarray  # [Nc, 2] int32
     tasks: np.ndarray  # [Nq] int32: M-BEIR task id
+    datasets: np.ndarray  # [Nq] int32: `Query.dataset`
     prompts: np.ndarray  # [Nq] int32: how many instructions there are to choose from
     offsets: np.ndarray  # [Nq + 1] int64
     positives: np.ndarray  # [sum] int32
@@ -89,6 +91,7 @@ class _QueryMeasures(NamedTuple):
     id: bytes
     key: bytes
     task: int
+    dataset: int
     prompts: int
     positives: list[int]
     negatives: list[int]
@@ -108,14 +111,15 @@ def _count(
     hard_negatives: bool,
     progress: Progress | None,
 ) -> LengthsIndex:
+    instructions = source.instructions
     longest = {
         prompts_key: max(prompts, key=lambda prompt: _instruction_tokens(processor, prompt))
-        for prompts_key, prompts in source.instructions.items()
+        for prompts_key, prompts in instructions.items()
         if prompts
     }
 
     def measure_query(query: Query) -> _QueryMeasures:
-        _check_query(query, source)
+        _check_query(query, instructions)
         prompt = longest.get(query.instruction_key)
         item = dataclasses.replace(query.item, instruction=prompt, id=query.id)
         positives = _find(source, query, query.positives, "positive")
@@ -126,7 +130,8 @@ def _count(
             id=query.id.encode(),
             key=item_key("query", query.id).tobytes(),
             task=query.task.id,
-            prompts=len(source.instructions.get(query.instruction_key, ())),
+            dataset=query.dataset,
+            prompts=len(instructions.get(query.instruction_key, ())),
             positives=positives,
             negatives=negatives,
             refused=len(named) - len(negatives),
@@ -147,6 +152,7 @@ def _count(
         queries=np.array([one.lengths for one in queries], np.int32).reshape(-1, 2),
         candidates=np.array([one.lengths for one in candidates], np.int32).reshape(-1, 2),
         tasks=np.array([one.task for one in queries], np.int32),
+        datasets=np.array([one.dataset for one in queries], np.int32),
         prompts=np.array([one.prompts for one in queries], np.int32),
         offsets=_offsets([one.positives for one in queries]),
         positives=np.array([place for one in queries for place in one.positives], np.int32),
@@ -197,10 +203,10 @@ def _instruction_tokens(processor: Processor, prompt: str) -> int:
     return processor.lengths(Item(parts=("a",), instruction=prompt))[0]
 
 
-def _check_query(query: Query, source: RetrievalSource) -> None:
+def _check_query(query: Query, instructions: Instructions) -> None:
     if not query.positives:
         raise MarvelError(f"Query {query.id} has no positive: give it one, or leave it out.")
-    if source.instructions and not source.instructions.get(query.instruction_key):
+    if instructions and query.instruction_key not in instructions:
         dataset, asks, wants = query.instruction_key
         raise MarvelError(
             f"Query {query.id}: there is no instruction for data set {dataset}, query modality "

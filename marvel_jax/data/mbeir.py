@@ -7,8 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from marvel_jax.data.items import TASKS, Candidate, Item, Query, Task
 from marvel_jax.data.json_lines import JsonLines
+from marvel_jax.data.mbeir_sets import DATASETS, choose
 from marvel_jax.data.records import IdTable, Records
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_bytes, hash_files
@@ -35,10 +38,12 @@ class MbeirSource:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the query and pool files and of the instructions; images do not count."""
+        chosen = self.queries.chosen
         return hash_bytes(
             hash_files(*(file.path for file in self.queries.files)).encode(),
             hash_files(*(file.path for file in self.candidates.files)).encode(),
             repr(sorted(self.instructions.items())).encode(),
+            *([] if chosen is None else [chosen.tobytes()]),
         )
 
     def candidate_index(self, id: str) -> int:
@@ -109,21 +114,39 @@ class MbeirFolder:
                 f"`marvel data emoji --out {self.root}` makes one."
             )
 
-    def source(self, split: str = "train", *, verify: bool = True) -> MbeirSource:
-        """All queries of a split with the candidates of its union pool.
+    def source(
+        self,
+        split: str = "train",
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        verify: bool = True,
+    ) -> MbeirSource:
+        """The queries of a split with the candidates of its union pool.
 
         Queries come from query/union_{split}/ where that exists, and else from every file of
-        query/{split}/ in name order.
+        query/{split}/ in name order. `include` (empty: all) and `exclude` choose among them by data
+        set, task or both: "nights", "task4", "oven_task6". The pool stays whole, because a query's
+        positives may be another data set's candidates.
 
         Raises:
-          MarvelError: a folder or file is missing, an id occurs twice, or (with `verify`) a query
-            has no positive or one that the pool lacks.
+          MarvelError: a folder or file is missing, an id occurs twice, a choice names what no
+            query is of, or (with `verify`) a query has no positive or one that the pool lacks.
         """
         union = self.root / "query" / f"union_{split}"
         folder = union if union.is_dir() else self.root / "query" / split
-        source = MbeirSource(
-            self._queries(_jsonl_files(folder)), self.pool(split), self.instructions
-        )
+        queries = self._queries(_jsonl_files(folder))
+        if include or exclude:
+            kept = choose(
+                queries.ids("qid") // 1_000_000_000,
+                queries.numbers("task_id"),
+                include=include,
+                exclude=exclude,
+                names={**DATASETS, **read_dataset_names(self._instructions_file)},
+                where=str(folder),
+            )
+            queries = queries.choose(np.flatnonzero(kept))
+        source = MbeirSource(queries, self.pool(split), self.instructions)
         if verify:
             source.verify()
         return source
@@ -150,7 +173,11 @@ class MbeirFolder:
         Raises:
           MarvelError: the table is missing or a line of it cannot be read.
         """
-        return read_instructions(self.root / "instructions" / "query_instructions.tsv")
+        return read_instructions(self._instructions_file)
+
+    @property
+    def _instructions_file(self) -> Path:
+        return self.root / "instructions" / "query_instructions.tsv"
 
     def _test_set(self, path: Path, split: str) -> TestSet:
         match = _QUERY_FILE.fullmatch(path.name)
@@ -295,6 +322,12 @@ def read_instructions(path: Path) -> dict[InstructionKey, tuple[str, ...]]:
             )
         table[int(columns[3]), columns[0].strip(), columns[1].strip()] = prompts
     return table
+
+
+def read_dataset_names(path: Path) -> dict[str, int]:
+    """The data sets' ids by their names in small letters, from query_instructions.tsv."""
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    return {row[2].strip().lower(): int(row[3]) for row in rows if len(row) > 3}
 
 
 def _read_qrels(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import write_text
@@ -55,6 +55,7 @@ def query_record(
     text: str | None,
     image: str | None,
     positives: Sequence[str],
+    negatives: Sequence[str] = (),
     source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A query's line. `image` is relative to the layout's root."""
@@ -65,7 +66,7 @@ def query_record(
         "query_modality": _modality(text, image),
         "query_src_content": _source(source),
         "pos_cand_list": list(positives),
-        "neg_cand_list": [],
+        "neg_cand_list": list(negatives),
         "task_id": task,
     }
 
@@ -98,10 +99,18 @@ def write_queries(
 
 
 def write_local_pool(
-    root: Path, dataset: str, *, task: int, records: Iterable[dict[str, Any]]
+    root: Path,
+    dataset: str,
+    *,
+    task: int,
+    records: Iterable[dict[str, Any]],
+    split: str | None = None,
 ) -> None:
-    """Writes cand_pool/local/mbeir_{dataset}_task{task}_cand_pool.jsonl."""
-    name = f"mbeir_{dataset}_task{task}_cand_pool.jsonl"
+    """Writes cand_pool/local/mbeir_{dataset}_task{task}_cand_pool.jsonl.
+
+    With `split`, as MSCOCO alone has it, that stands before "cand_pool".
+    """
+    name = f"mbeir_{dataset}_task{task}_{f'{split}_' if split else ''}cand_pool.jsonl"
     _write_lines(root / "cand_pool" / "local" / name, records)
 
 
@@ -118,11 +127,32 @@ def write_instructions(
     instructions: Mapping[tuple[str, str], Sequence[str]],
 ) -> None:
     """Writes instructions/query_instructions.tsv for one data set."""
-    width = max(map(len, instructions.values()))
+    write_instruction_table(
+        root,
+        [
+            InstructionRow(asks, wants, name, dataset, tuple(prompts))
+            for (asks, wants), prompts in instructions.items()
+        ],
+    )
+
+
+class InstructionRow(NamedTuple):
+    """The prompts of one kind of query of one data set."""
+
+    query_modality: str
+    candidate_modality: str
+    name: str
+    dataset: int
+    prompts: tuple[str, ...]
+
+
+def write_instruction_table(root: Path, rows: Sequence[InstructionRow]) -> None:
+    """Writes instructions/query_instructions.tsv."""
+    width = max(len(row.prompts) for row in rows)
     header = ["query_modality", "cand_modality", "dataset_name", "dataset_id"]
     lines = ["\t".join(header + [f"prompt_{i}" for i in range(1, width + 1)])]
-    for (query_modality, candidate_modality), prompts in instructions.items():
-        lines.append("\t".join([query_modality, candidate_modality, name, str(dataset), *prompts]))
+    for asks, wants, name, dataset, prompts in rows:
+        lines.append("\t".join([asks, wants, name, str(dataset), *prompts]))
     write_text(root / "instructions" / "query_instructions.tsv", "\n".join(lines) + "\n")
 
 

@@ -1,49 +1,66 @@
-"""Which queries each step has: tasks mixed within every batch, each walked in seeded epochs."""
+"""Which queries each step has: groups, each walked in seeded epochs, in their shares."""
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
+from marvel_jax.data.plan_distinct import Copies, spread
+from marvel_jax.data.plan_groups import Group
 from marvel_jax.errors import MarvelError
 
 _ORDER = 0  # what a random stream is for: part of its seed
 _LEAST_PERIOD = 256  # steps over which task shares are met, where an epoch is shorter
 
 
-class TaskOrder:
+class QueryOrder:
     """The queries of every step, as a pure function of (seed, step).
 
-    Tasks are mixed within each batch in fixed proportion; each walks through its own seeded
-    permutations, so a query comes once in an epoch of its task and never twice in a batch.
+    A batch is made of runs of `run` queries of one group (1 mixes all groups in every batch, the
+    whole batch makes each of one group), by the groups' shares. Each group walks through its own
+    seeded permutations, so a query comes once in an epoch of its group and never twice in a batch.
+    With `copies`, queries are moved within an epoch so that no batch holds a copy of a query or of
+    its only positive within one group, where that can be avoided.
 
     Raises:
-      MarvelError: a weight names a task without queries, or a task has fewer queries than its
-        share of one batch.
+      MarvelError: runs do not fill the batch, or a group has fewer queries than its share of one
+        batch.
     """
 
     def __init__(
-        self, tasks: np.ndarray, *, batch: int, seed: int, weights: Mapping[int, float] | None
+        self,
+        groups: Sequence[Group],
+        *,
+        batch: int,
+        seed: int,
+        run: int = 1,
+        copies: Copies | None = None,
     ) -> None:
-        """Takes the task of every query [Nq]; `weights` is as in `PlanConfig.task_weights`."""
-        shares = _shares(tasks, weights)
-        self.batch, self._seed = batch, seed
-        self._tasks = tuple(shares)
-        self._members = {task: np.flatnonzero(tasks == task) for task in shares}
-        total = sum(map(len, self._members.values()))
+        if run < 1 or batch % run:
+            raise MarvelError(
+                f"sub_batch is {run}, which does not divide the batch of {batch}: use a divisor."
+            )
+        self.batch, self._seed, self._run = batch, seed, run
+        self._groups = tuple(groups)
+        total = sum(len(group.members) for group in groups)
         self.steps_per_epoch = max(1, total // batch)
         period = self.steps_per_epoch * -(-_LEAST_PERIOD // self.steps_per_epoch)
-        self._counts = _task_counts(np.array(list(shares.values())), batch, period)
+        shares = np.array([group.share for group in groups])
+        self._counts = run * _group_counts(shares, batch // run, period)
         self._before = np.concatenate(
-            [np.zeros((1, len(shares)), np.int64), np.cumsum(self._counts, axis=0)]
+            [np.zeros((1, len(groups)), np.int64), np.cumsum(self._counts, axis=0)]
         )
         self._check_counts()
-        self._order = functools.lru_cache(maxsize=4 * len(shares))(self._make_order)
+        self._copies = [
+            copies if copies is not None and copies.any(group.members) else None for group in groups
+        ]
+        self._order = functools.lru_cache(maxsize=4 * len(groups))(self._make_order)
 
     @property
     def used(self) -> np.ndarray:
         """The queries [N] that some step has."""
-        return np.sort(np.concatenate(list(self._members.values())))
+        return np.sort(np.concatenate([group.members for group in self._groups]))
 
     def queries(self, step: int) -> np.ndarray:
         """The queries [B] of one step, counted from 0."""
@@ -59,8 +76,8 @@ class TaskOrder:
         )
 
     def _walk(self, column: int, start: int, count: int) -> np.ndarray:
-        """`count` queries of a task from place `start` of its endless sequence of epochs."""
-        members = self._members[self._tasks[column]]
+        """`count` queries of a group from place `start` of its endless sequence of epochs."""
+        members = self._groups[column].members
         epoch, place = divmod(start, len(members))
         order = self._order(column, epoch)[place : place + count]
         if len(order) < count:
@@ -68,15 +85,15 @@ class TaskOrder:
         return members[order]
 
     def _make_order(self, column: int, epoch: int) -> np.ndarray:
-        """The permutation of a task's epoch, with no query twice in the batch that begins it."""
-        size = len(self._members[self._tasks[column]])
+        """The permutation of a group's epoch, with no query twice in the batch that begins it."""
+        size = len(self._groups[column].members)
         if size < 2 * int(self._counts[:, column].max()):
             # So few that a batch holds most of them: going round one order never repeats one.
             return self._shuffle(column, 0)
         order = self._shuffle(column, epoch)
-        rest = epoch * size % int(self._before[-1, column])
-        row = int(np.searchsorted(self._before[:, column], rest, side="right")) - 1
-        old = rest - int(self._before[row, column])  # of that batch, still from the epoch before
+        row, old = self._batch_at(column, epoch * size)  # that many still from the epoch before
+        if self._copies[column] is not None:
+            return self._without_copies(column, epoch, old)
         if old == 0:
             return order
         new = int(self._counts[row, column]) - old
@@ -85,23 +102,72 @@ class TaskOrder:
         leading = np.flatnonzero(~repeated)[:new]
         return np.concatenate([order[leading], np.delete(order, leading)])
 
+    def _without_copies(self, column: int, epoch: int, old: int) -> np.ndarray:
+        """The epoch's permutation with copies in different batches; `old` as in `_make_order`.
+
+        The end, which shares a batch with the next epoch, is chosen first and by this epoch's
+        shuffle alone: the next epoch can then ask for it without the epochs before.
+        """
+        group, copies = self._groups[column], self._copies[column]
+        assert copies is not None
+        size = len(group.members)
+        begun = self._end(column, epoch - 1, old) if old else []
+        end = self._end(column, epoch, self._batch_at(column, (epoch + 1) * size)[1])
+        order = group.members[self._shuffle(column, epoch)]
+        starts = self._batch_starts(column, epoch * size, (epoch + 1) * size)
+        bounds = [epoch * size, *starts, (epoch + 1) * size]
+        sizes = [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
+        if end:
+            sizes = sizes[:-1]
+            order = order[~np.isin(order, end)]
+        moved = spread(order, sizes, copies, begun=begun)
+        return np.searchsorted(group.members, np.concatenate([moved, end]).astype(np.int64))
+
+    def _end(self, column: int, epoch: int, count: int) -> list[int]:
+        """The last `count` queries of an epoch without copies, from its shuffle alone."""
+        copies, members = self._copies[column], self._groups[column].members
+        assert copies is not None
+        backwards = members[self._shuffle(column, epoch)[::-1]]
+        return copies.without_copies(backwards.tolist(), count)[::-1]
+
+    def _batch_at(self, column: int, place: int) -> tuple[int, int]:
+        """(row of the period, places since its start) of the batch that holds a group's place."""
+        rest = place % int(self._before[-1, column])
+        row = int(np.searchsorted(self._before[:, column], rest, side="right")) - 1
+        return row, rest - int(self._before[row, column])
+
+    def _batch_starts(self, column: int, start: int, stop: int) -> list[int]:
+        """The places from `start` to before `stop` at which a batch's part of the group begins."""
+        period = int(self._before[-1, column])
+        within = self._before[:-1, column][self._counts[:, column] > 0]
+        rounds = np.arange(start // period, -(-stop // period)) * period
+        places = (rounds[:, None] + within).ravel()
+        found: list[int] = places[(places >= start) & (places < stop)].tolist()
+        return found
+
     def _shuffle(self, column: int, epoch: int) -> np.ndarray:
-        task = self._tasks[column]
-        size = len(self._members[task])
-        return random_stream(self._seed, _ORDER, task, epoch).permutation(size)
+        group = self._groups[column]
+        task, *rest = group.seed
+        return random_stream(self._seed, _ORDER, task, epoch, *rest).permutation(len(group.members))
 
     def _check_counts(self) -> None:
-        for column, task in enumerate(self._tasks):
-            most, size = int(self._counts[:, column].max()), len(self._members[task])
+        for column, group in enumerate(self._groups):
+            most, size = int(self._counts[:, column].max()), len(group.members)
             if most > size:
                 raise MarvelError(
-                    f"Task {task} has {size} queries, but its weight asks for {most} of them in "
-                    f"one batch of {self.batch}: lower its weight or the batch."
+                    f"{group.name} has {size} queries, but "
+                    + (
+                        f"its weight asks for {most} of them in one batch of {self.batch}: lower "
+                        "its weight or the batch."
+                        if self._run == 1
+                        else f"a batch of {self.batch} takes {most} of them, in runs of "
+                        f"{self._run}: lower the batch or sub_batch, or leave them out."
+                    )
                 )
             if most == 0:
                 raise MarvelError(
-                    f"Task {task}'s weight is too small to bring one query into "
-                    f"{len(self._counts)} batches: raise it, or leave the task out."
+                    f"{group.name}'s weight is too small to bring one query into "
+                    f"{len(self._counts)} batches: raise it, or leave it out."
                 )
 
 
@@ -110,30 +176,11 @@ def random_stream(*seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
 
-def _shares(tasks: np.ndarray, weights: Mapping[int, float] | None) -> dict[int, float]:
-    """Task id -> share of a batch, in the order of ids, adding up to 1."""
-    present, sizes = np.unique(tasks, return_counts=True)
-    found = dict(zip(present.tolist(), sizes.tolist(), strict=True))
-    wanted = dict(found) if weights is None else dict(weights)
-    for task, weight in wanted.items():
-        if not weight >= 0:
-            raise MarvelError(f"task_weights gives task {task} {weight}: give 0 or more.")
-        if weight > 0 and task not in found:
-            raise MarvelError(
-                f"task_weights names task {task}, but the source has no query of it: it has tasks "
-                f"{', '.join(map(str, found)) or 'none'}."
-            )
-    total = sum(wanted.values())
-    if not total > 0:
-        raise MarvelError("There is nothing to train on: no query, or no task with a weight.")
-    return {task: weight / total for task, weight in sorted(wanted.items()) if weight > 0}
+def _group_counts(shares: np.ndarray, batch: int, period: int) -> np.ndarray:
+    """How many places of each batch [period, groups] a group has; every row adds up to `batch`.
 
-
-def _task_counts(shares: np.ndarray, batch: int, period: int) -> np.ndarray:
-    """How many queries of each task [period, tasks] each batch takes; every row adds up to it.
-
-    A task gets the whole part of its share in every batch. What is left goes round by smooth
-    weighted round-robin: each place to the task that is furthest behind.
+    A group gets the whole part of its share in every batch. What is left goes round by smooth
+    weighted round-robin: each place to the group that is furthest behind.
     """
     exact = shares * batch
     whole = np.floor(exact).astype(np.int64)

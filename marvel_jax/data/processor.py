@@ -49,6 +49,8 @@ class Processor:
     positions: str = "mrope"
     max_text_tokens: int = 480
     generation_prompt: bool = False
+    instruction: str = "masked"
+    prompt: str = "none"
     cache_bytes: int = 0
     _cache: PatchCache = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -75,6 +77,8 @@ class Processor:
         max_pixels: int | None = None,
         max_text_tokens: int = 480,
         generation_prompt: bool = False,
+        instruction: str = "masked",
+        prompt: str = "none",
         cache_bytes: int = 0,
     ) -> "Processor":
         """Builds it from a Hugging Face folder's tokenizer.json, preprocessor and config files.
@@ -108,6 +112,8 @@ class Processor:
             positions=positions,
             max_text_tokens=max_text_tokens,
             generation_prompt=generation_prompt,
+            instruction=instruction,
+            prompt=prompt,
             cache_bytes=cache_bytes,
         )
 
@@ -123,6 +129,9 @@ class Processor:
                 "positions": self.positions,
                 "max_text_tokens": self.max_text_tokens,
                 "generation_prompt": self.generation_prompt,
+                # Only where they are not what everything was made with before they were options.
+                **({} if self.instruction == "masked" else {"instruction": self.instruction}),
+                **({} if self.prompt == "none" else {"prompt": self.prompt}),
             }
         )
 
@@ -195,6 +204,8 @@ class Processor:
             image_tokens=image_tokens,
             max_text_tokens=self.max_text_tokens,
             generation_prompt=self.generation_prompt,
+            instruction=self.instruction,
+            prompt=self.prompt,
         )
 
 

@@ -14,17 +14,30 @@ _Record = TypeVar("_Record", Query, Candidate)
 
 
 class Records(Sequence[_Record], Generic[_Record]):
-    """Queries or candidates of some files, one after the other, made when they are asked for."""
+    """Queries or candidates of some files, one after the other, made when they are asked for.
+
+    `chosen`, places among all of them in ascending order, keeps those only.
+    """
 
     def __init__(
-        self, files: Sequence[JsonLines], make: Callable[[dict[str, Any], str], _Record]
+        self,
+        files: Sequence[JsonLines],
+        make: Callable[[dict[str, Any], str], _Record],
+        *,
+        chosen: np.ndarray | None = None,
     ) -> None:
         self.files = tuple(files)
+        self.chosen = chosen
         self._make: Callable[[dict[str, Any], str], _Record] = make
         self._bounds = np.cumsum([0, *(len(file) for file in self.files)])
 
     def __len__(self) -> int:
-        return int(self._bounds[-1])
+        return int(self._bounds[-1]) if self.chosen is None else len(self.chosen)
+
+    def choose(self, places: np.ndarray) -> "Records[_Record]":
+        """The records at these places, in ascending order, read as lazily."""
+        kept = places if self.chosen is None else self.chosen[places]
+        return Records(self.files, self._make, chosen=np.asarray(kept, np.int64))
 
     @overload
     def __getitem__(self, index: int) -> _Record: ...
@@ -37,6 +50,9 @@ class Records(Sequence[_Record], Generic[_Record]):
         return self._make(file[line], file.where(line))
 
     def __iter__(self) -> Iterator[_Record]:
+        if self.chosen is not None:
+            yield from (self[index] for index in range(len(self)))
+            return
         for file in self.files:
             for line, value in enumerate(file):
                 yield self._make(value, file.where(line))
@@ -48,13 +64,21 @@ class Records(Sequence[_Record], Generic[_Record]):
 
     def ids(self, field: str) -> np.ndarray:
         """int64 [N]: the ids in `field`, see `JsonLines.ids`."""
-        parts = [file.ids(field) for file in self.files]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return self._joined([file.ids(field) for file in self.files])
+
+    def numbers(self, field: str) -> np.ndarray:
+        """int64 [N]: the whole numbers in `field`, see `JsonLines.numbers`."""
+        return self._joined([file.numbers(field) for file in self.files])
+
+    def _joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        values = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return values if self.chosen is None else values[self.chosen]
 
     def _locate(self, index: int) -> tuple[JsonLines, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index = index % len(self)
+        index = index if self.chosen is None else int(self.chosen[index])
         which = int(np.searchsorted(self._bounds, index, side="right")) - 1
         return self.files[which], index - int(self._bounds[which])
 

@@ -1,9 +1,9 @@
-"""The emoji corpus as a TFDS data set in ArrayRecord files, written and read without TensorFlow."""
+"""An M-BEIR folder as a TFDS data set in ArrayRecord files, made without TensorFlow."""
 
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,26 +11,28 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from marvel_jax.data.mbeir import MbeirFolder
-from marvel_jax.files import read_jsonl
+from marvel_jax.data.mbeir import MbeirFolder, MbeirSource
+from marvel_jax.data.records import Records
+from marvel_jax.errors import MarvelError
 
 FOLDER = "tfds"
-"""Where `emoji.build` keeps the data set, inside the corpus's folder."""
+"""Where the data set is kept, inside the corpus's folder."""
 
-NAME = "emoji_retrieval"
-VERSION = "1.0.0"
+NAME = "mbeir_retrieval"
+VERSION = "2.0.0"
 NO_PICTURE = -1
-_SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
 
 
-class EmojiRetrieval(tfds.core.GeneratorBasedBuilder):
+class MbeirRetrieval(tfds.core.GeneratorBasedBuilder):
     """Three configurations that refer to each other, so that each picture is stored once.
 
-    - `pictures` (split `pictures`): path, and the PNG as it is in the layout.
-    - `candidates` (splits `train`, `test`): id, text, and the picture's row (-1 for none).
-    - `queries` (splits `train`, `test`): the same, the task, and the positives' ids.
+    - `pictures` (split `pictures`): path, and the file as it is in the layout.
+    - `candidates` (the layout's splits): id, text, and the picture's row (-1 for none).
+    - `queries` (the same splits): the same, the task, and the ids of positives and hard negatives.
 
-    `corpus` is a folder that `emoji.build` wrote; the rows keep its order.
+    `corpus` is a folder in the M-BEIR layout; rows are those of `MbeirFolder.source(split)`, in its
+    order.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -44,9 +46,15 @@ class EmojiRetrieval(tfds.core.GeneratorBasedBuilder):
     # search needs importlib_resources, which TFDS does not declare.
     code_path = None
 
-    def __init__(self, *, corpus: Path | str, **kwargs: Any) -> None:
+    def __init__(self, *, corpus: Path | str, splits: Sequence[str], **kwargs: Any) -> None:
         self._corpus = Path(corpus)
+        self._layout = MbeirFolder(corpus)
+        self._splits = tuple(splits)
         super().__init__(**kwargs)
+
+    @cached_property
+    def _sources(self) -> dict[str, MbeirSource]:
+        return {split: self._layout.source(split, verify=False) for split in self._splits}
 
     def _info(self) -> tfds.core.DatasetInfo:
         text, integer = tfds.features.Text(), tfds.features.Scalar(np.int32)
@@ -54,15 +62,15 @@ class EmojiRetrieval(tfds.core.GeneratorBasedBuilder):
         features = {
             "pictures": {
                 "path": text,
-                "image": tfds.features.Image(shape=(128, 128, 3), encoding_format="png"),
+                "image": tfds.features.Image(),
             },
             "candidates": record,
-            # Positives are one text, ids between blanks: a Sequence doubles the time of a row.
-            "queries": {**record, "task": integer, "positives": text},
+            # Ids are one text with blanks between: a Sequence doubles the time of a row.
+            "queries": {**record, "task": integer, "positives": text, "negatives": text},
         }[self.builder_config.name]
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Emoji pictures, names and compositions for universal retrieval.",
+            description="Queries, candidates and pictures for universal multimodal retrieval.",
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(self._metadata()),
@@ -72,7 +80,7 @@ class EmojiRetrieval(tfds.core.GeneratorBasedBuilder):
         if self.builder_config.name == "pictures":
             return {"pictures": self._pictures()}
         rows = self._queries if self.builder_config.name == "queries" else self._candidates
-        return {split: rows(split) for split in _SPLITS}
+        return {split: rows(split) for split in self._splits}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         raise NotImplementedError("each split has its own generator")
@@ -81,58 +89,98 @@ class EmojiRetrieval(tfds.core.GeneratorBasedBuilder):
         """What a reader needs besides rows: fingerprints and instructions (queries only)."""
         if self.builder_config.name != "queries":
             return {}
-        layout = MbeirFolder(self._corpus)
-        sources = {split: layout.source(split, verify=False) for split in _SPLITS}
+        table = self._layout.instructions
         return {
-            "fingerprints": {split: source.fingerprint for split, source in sources.items()},
-            "instructions": [[*key, *prompts] for key, prompts in layout.instructions.items()],
+            "fingerprints": {split: source.fingerprint for split, source in self._sources.items()},
+            "instructions": [[*key, *prompts] for key, prompts in table.items()],
         }
 
     @cached_property
     def _picture_rows(self) -> dict[str, int]:
-        paths = sorted((self._corpus / "mbeir_images").rglob("*.png"))
-        return {path.relative_to(self._corpus).as_posix(): row for row, path in enumerate(paths)}
+        """Each picture that a record shows, in the order of the paths."""
+        shown: set[str] = set()
+        for source in self._sources.values():
+            for records, field in (
+                (source.queries, "query_img_path"),
+                (source.candidates, "img_path"),
+            ):
+                shown.update(record[field] for record in _raw(records) if record.get(field))
+        return {path: row for row, path in enumerate(sorted(shown))}
 
     def _pictures(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for path, row in self._picture_rows.items():
+            try:
+                content = (self._corpus / path).read_bytes()
+            except OSError as error:
+                raise MarvelError(f"{self._corpus / path} cannot be read: {error}.") from error
             # A file object is stored as it is; an array would be encoded, which needs TensorFlow.
-            yield row, {"path": path, "image": io.BytesIO((self._corpus / path).read_bytes())}
+            yield row, {"path": path, "image": io.BytesIO(content)}
 
     def _candidates(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        path = self._corpus / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"
-        for row, (_, record) in enumerate(read_jsonl(path)):
+        for row, record in enumerate(_raw(self._sources[split].candidates)):
             yield row, self._row(record["did"], record["txt"], record["img_path"])
 
     def _queries(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        row = 0
-        for path in sorted((self._corpus / "query" / split).glob("*.jsonl")):
-            for _, record in read_jsonl(path):
-                yield (
-                    row,
-                    {
-                        **self._row(record["qid"], record["query_txt"], record["query_img_path"]),
-                        "task": record["task_id"],
-                        "positives": " ".join(record["pos_cand_list"]),
-                    },
-                )
-                row += 1
+        queries = self._sources[split].queries
+        for row, (record, query) in enumerate(zip(_raw(queries), queries, strict=True)):
+            yield (
+                row,
+                {
+                    **self._row(query.id, record["query_txt"], record["query_img_path"]),
+                    "task": query.task.id,
+                    "positives": " ".join(query.positives),
+                    "negatives": " ".join(query.negatives),
+                },
+            )
 
     def _row(self, id: str, text: str | None, path: str | None) -> dict[str, Any]:
-        picture = NO_PICTURE if path is None else self._picture_rows[path]
+        picture = self._picture_rows[path] if path else NO_PICTURE
         return {"id": id, "text": text or "", "picture": picture}
 
 
-def write(corpus: Path | str, data_dir: Path | str) -> None:
-    """Writes all three configurations of `EmojiRetrieval` from a corpus in the M-BEIR layout.
+def _raw(records: Records[Any]) -> Iterator[dict[str, Any]]:
+    """The lines that the records are made of."""
+    for file in records.files:
+        yield from file
+
+
+def found_splits(corpus: Path | str) -> tuple[str, ...]:
+    """The splits of an M-BEIR folder that have both queries and a global pool."""
+    root = Path(corpus)
+    pools = root / "cand_pool" / "global"
+    return tuple(
+        split
+        for split in SPLITS
+        if (pools / f"mbeir_union_{split}_cand_pool.jsonl").is_file()
+        and any((root / "query" / name).is_dir() for name in (split, f"union_{split}"))
+    )
+
+
+def write(
+    corpus: Path | str, data_dir: Path | str | None = None, *, splits: Sequence[str] | None = None
+) -> None:
+    """Writes all three configurations of `MbeirRetrieval` from a folder in the M-BEIR layout.
+
+    They go to `data_dir` (None: FOLDER inside the corpus, where `TfdsSource.open` looks). `splits`
+    None means all that have queries and a global pool.
 
     Raises:
-      MarvelError: the corpus is not such a folder, or a file of it is broken.
+      MarvelError: the corpus is not such a folder, a file or picture of it is broken or missing,
+        or it has no split to write.
     """
-    for config in EmojiRetrieval.BUILDER_CONFIGS:
-        builder = EmojiRetrieval(
+    chosen = found_splits(corpus) if splits is None else tuple(splits)
+    if not chosen:
+        raise MarvelError(
+            f"{corpus} has no split with both query/SPLIT/ and "
+            "cand_pool/global/mbeir_union_SPLIT_cand_pool.jsonl, SPLIT one of "
+            f"{', '.join(SPLITS)}."
+        )
+    for config in MbeirRetrieval.BUILDER_CONFIGS:
+        builder = MbeirRetrieval(
             corpus=corpus,
+            splits=chosen,
             config=config.name,
-            data_dir=str(data_dir),
+            data_dir=str(Path(corpus) / FOLDER if data_dir is None else data_dir),
             file_format="array_record",
         )
         with tempfile.TemporaryDirectory() as downloads, _quiet():

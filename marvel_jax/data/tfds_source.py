@@ -1,5 +1,7 @@
-"""The TFDS emoji data set as a source of queries and candidates, by random access."""
+"""A TFDS data set of `tfds_builders` as a source of queries and candidates, by random access."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,26 +12,28 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from marvel_jax.data.items import TASKS, Candidate, Image, Item, Query
-from marvel_jax.data.tfds_builders import FOLDER, NAME, NO_PICTURE, VERSION
+from marvel_jax.data.tfds_builders import FOLDER, NO_PICTURE
 from marvel_jax.errors import MarvelError
 
 _BLOCK = 128
+_KEPT_BYTES = 256 << 20  # of rows, and of pictures
 
 _Record = TypeVar("_Record", Query, Candidate)
+_Value = TypeVar("_Value")
 
 
 class TfdsRows(Sequence[_Record], Generic[_Record]):
     """Rows of a TFDS data source, made into queries or candidates when they are asked for.
 
-    Rows are read in blocks and their bytes are kept (30 MB for the whole corpus): ArrayRecord
-    takes 0.3 ms for one row and 0.8 ms for 128 neighbours.
+    Rows are read in blocks, of which the last 256 MiB are kept: ArrayRecord takes 0.3 ms for one
+    row and 0.8 ms for 128 neighbours.
     """
 
     def __init__(self, rows: Any, make: Callable[[bytes], _Record]) -> None:
         self._rows = rows
         self._make: Callable[[bytes], _Record] = make
         self._length = len(rows)
-        self._blocks: dict[int, list[bytes]] = {}
+        self._blocks: _Kept[list[bytes]] = _Kept(_block_bytes)
 
     def __len__(self) -> int:
         return self._length
@@ -48,7 +52,7 @@ class TfdsRows(Sequence[_Record], Generic[_Record]):
         if rows is None:
             stop = min((block + 1) * _BLOCK, self._length)
             rows = self._rows.__getitems__(list(range(block * _BLOCK, stop)))
-            self._blocks[block] = rows
+            self._blocks.put(block, rows)
         return self._make(rows[offset])
 
 
@@ -56,8 +60,9 @@ class TfdsRows(Sequence[_Record], Generic[_Record]):
 class TfdsSource:
     """A `RetrievalSource` over `tfds.data_source`; images stay encoded until they are needed.
 
-    It presents the same queries and candidates in the same order as the M-BEIR layout that it
-    was written from, and has the same fingerprint. Make it with `TfdsSource.open`.
+    Checked on data sets that `tfds_builders.write` made. It presents the same queries and
+    candidates in the same order as the M-BEIR layout that it was written from, and has the same
+    fingerprint. Make it with `TfdsSource.open`.
     """
 
     queries: TfdsRows[Query]
@@ -67,7 +72,7 @@ class TfdsSource:
 
     @classmethod
     def open(cls, corpus: Path | str, split: str = "train") -> "TfdsSource":
-        """Opens one split (train or test) of the corpus folder that `emoji.build` wrote.
+        """Opens one split of a corpus folder in which `tfds_builders.write` has written.
 
         Raises:
           MarvelError: the folder holds no such data set, or not this split.
@@ -103,12 +108,47 @@ class TfdsSource:
             ) from None
 
 
+class _Kept(Generic[_Value]):
+    """What was read last, up to some bytes. Safe among threads; a copy elsewhere starts empty."""
+
+    def __init__(self, measure: Callable[[_Value], int]) -> None:
+        self._measure = measure
+        self._entries: OrderedDict[int, _Value] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: int) -> _Value | None:
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: int, value: _Value) -> None:
+        with self._lock:
+            if key not in self._entries:
+                self._bytes += self._measure(value)
+            self._entries[key] = value
+            while self._bytes > _KEPT_BYTES and len(self._entries) > 1:
+                self._bytes -= self._measure(self._entries.popitem(last=False)[1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, (self._measure,)
+
+
+def _encoded_bytes(image: Image) -> int:
+    return len(image.source) if isinstance(image.source, bytes) else 0
+
+
+def _block_bytes(block: list[bytes]) -> int:
+    return sum(map(len, block))
+
+
 class _Pictures:
-    """The encoded pictures, kept once read (50 MB in all): many rows show the same one."""
+    """The encoded pictures, the last read of them kept: many rows show the same one."""
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows
-        self._kept: dict[int, Image] = {}
+        self._kept: _Kept[Image] = _Kept(_encoded_bytes)
 
     def item(self, id: str, fields: Any) -> Item:
         """The item of a candidate's or query's row; its picture as the file's bytes."""
@@ -121,7 +161,8 @@ class _Pictures:
         if image is None:
             fields = _fields(self._rows[number])
             content = bytes(fields["image"].bytes_list.value[0])
-            image = self._kept[number] = Image(content, name=_text(fields, "path"))
+            image = Image(content, name=_text(fields, "path"))
+            self._kept.put(number, image)
         return image
 
 
@@ -137,6 +178,8 @@ class _QueryMaker:
             item=self.pictures.item(id, fields),
             task=TASKS[_integer(fields, "task")],
             positives=tuple(_text(fields, "positives").split()),
+            # Version 1 of the data set had none.
+            negatives=tuple(_text(fields, "negatives").split()) if "negatives" in fields else (),
             dataset=int(id.partition(":")[0]),
         )
 
@@ -166,12 +209,15 @@ def _integer(fields: Any, name: str) -> int:
 
 
 def _builder(root: Path, config: str) -> Any:
-    folder = root / NAME / config / VERSION
-    if not (folder / "dataset_info.json").is_file():
+    """The newest version of the configuration, under whichever name it was written."""
+    found = sorted(root.glob(f"*/{config}/*/dataset_info.json"))
+    if not found:
         raise MarvelError(
-            f"{folder} holds no TFDS data set: `marvel data emoji --out {root.parent}` writes one."
+            f"{root} holds no TFDS data set with the configuration {config}: `marvel data emoji "
+            f"--out {root.parent}` writes one for emoji, data.tfds_builders.write for any folder "
+            "in the M-BEIR layout."
         )
-    return tfds.builder_from_directory(str(folder))
+    return tfds.builder_from_directory(str(found[-1].parent))
 
 
 def _data_source(root: Path, config: str, split: str) -> Any:

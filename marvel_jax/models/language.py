@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from marvel_jax.models import attention, rotary
 from marvel_jax.models.config import TextConfig
+from marvel_jax.models.kernels import Kernel
 from marvel_jax.models.linear import Dense, Dropout
 from marvel_jax.models.lora import LoraConfig
 
@@ -46,9 +47,10 @@ class LanguageBlock(nn.Module):
     config: TextConfig
     dtype: Any
     causal: bool
-    implementation: str
+    kernel: Kernel
     keep: str
     lora: LoraConfig | None = None
+    branching: bool = False
 
     @nn.compact
     def __call__(
@@ -87,8 +89,9 @@ class LanguageBlock(nn.Module):
             heads(value),
             segments=segments,
             causal=self.causal,
-            implementation=self.implementation,
+            kernel=self.kernel,
             keep=self.keep,
+            branching=self.branching,
         )
         x = x + dense(mixed.reshape(query.shape), config.hidden_size, name="out")
 
@@ -111,9 +114,10 @@ class LanguageModel(nn.Module):
     dtype: Any
     causal: bool
     wrap_block: Any
-    implementation: str
+    kernel: Kernel
     keep: str
     lora: LoraConfig | None = None
+    branching: bool = False
 
     @nn.compact
     def __call__(
@@ -146,9 +150,10 @@ class LanguageModel(nn.Module):
             config,
             dtype=self.dtype,
             causal=self.causal,
-            implementation=self.implementation,
+            kernel=self.kernel,
             keep=self.keep,
             lora=self.lora,
+            branching=self.branching,
             name="blocks",
         )
         x, _ = blocks(x, *shared, *each)

@@ -1,5 +1,6 @@
 """Qwen2-VL as pure functions: `init_params`, `embed`, and the two stages of `embed`."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.models.kernels import ALL_XLA, Kernels
 from marvel_jax.models.language import LanguageModel
 from marvel_jax.models.linear import Dense
 from marvel_jax.models.lora import LoraConfig, check_adapters
@@ -16,7 +18,8 @@ from marvel_jax.models.vision import VisionTower
 
 Params = dict[str, Any]
 
-ATTENTIONS = ("bidirectional", "causal")
+# "branching" is causal attention over segments that branch (`models.attention.attend`).
+ATTENTIONS = ("bidirectional", "causal", "branching")
 
 # What the backward pass keeps of a block; what it does not keep, it computes again. None: all.
 # Whatever is kept, the attention weights are so with "none" only: `attend` sees to that.
@@ -62,7 +65,7 @@ class Qwen2VL(nn.Module):
     attention: str = "bidirectional"
     dtype: Any = jnp.float32
     remat: str = "none"
-    implementation: str = "xla"
+    kernels: Kernels = ALL_XLA
     lora: LoraConfig | None = None
 
     def setup(self) -> None:
@@ -73,15 +76,21 @@ class Qwen2VL(nn.Module):
             )
         if self.remat not in REMAT:
             raise MarvelError(f"remat {self.remat!r} is unknown: use one of {', '.join(REMAT)}.")
-        width, causal = config.text.hidden_size, self.attention == "causal"
+        width, causal = config.text.hidden_size, self.attention != "bidirectional"
         shared = {
             "dtype": self.dtype,
-            "implementation": self.implementation,
             "keep": "weights" if self.remat == "none" else "inputs",
             "wrap_block": self._stack,
         }
-        self.vision = VisionTower(config.vision, width=width, **shared)
-        self.language = LanguageModel(config.text, causal=causal, lora=self.lora, **shared)
+        self.vision = VisionTower(config.vision, width=width, kernel=self.kernels.vision, **shared)
+        self.language = LanguageModel(
+            config.text,
+            causal=causal,
+            kernel=self.kernels.language,
+            lora=self.lora,
+            branching=self.attention == "branching",
+            **shared,
+        )
         if not config.tie_word_embeddings:
             init = nn.initializers.normal(config.text.initializer_range)
             self.lm_head = Dense(
@@ -150,9 +159,10 @@ def visual_tokens(
     *,
     dtype: Any = jnp.float32,
     remat: str = "none",
+    kernels: Kernels = ALL_XLA,
 ) -> jax.Array:
     """The vision tower's output [R, P / merge^2, D] of `dtype`, before it enters the text."""
-    model = Qwen2VL(config, dtype=dtype, remat=remat)
+    model = Qwen2VL(config, dtype=dtype, remat=remat, kernels=kernels)
     tokens = model.apply({"params": params}, rows, method=Qwen2VL.visual_tokens)
     return cast(jax.Array, tokens)
 
@@ -168,6 +178,7 @@ def hidden_states(
     adapters: Params | None = None,
     lora: LoraConfig | None = None,
     dropout_keys: jax.Array | None = None,
+    kernels: Kernels = ALL_XLA,
 ) -> jax.Array:
     """The language model's states [R, S, D] of `dtype`, after its final norm; see `embed`."""
     variables = {"params": params}
@@ -179,7 +190,9 @@ def hidden_states(
         variables["adapters"] = adapters
     elif dropout_keys is not None:
         raise MarvelError("dropout_keys without adapters: only adapters drop anything.")
-    model = Qwen2VL(config, attention=attention, dtype=dtype, remat=remat, lora=lora)
+    model = Qwen2VL(
+        config, attention=attention, dtype=dtype, remat=remat, kernels=kernels, lora=lora
+    )
     return cast(jax.Array, model.apply(variables, rows, dropout_keys))
 
 
@@ -196,6 +209,7 @@ def embed(
     adapters: Params | None = None,
     lora: LoraConfig | None = None,
     dropout_keys: jax.Array | None = None,
+    kernels: Kernels = ALL_XLA,
 ) -> Embeddings:
     """Embeds every item of every row; an item's vector does not depend on its neighbours.
 
@@ -212,6 +226,7 @@ def embed(
       adapters: low-rank adapters as `lora.init_adapters` makes them, or None.
       lora: what the adapters are; given if and only if they are.
       dropout_keys: [R, S, 2] uint32 (`lora.token_keys`), in training; None drops nothing.
+      kernels: what computes attention in each tower (`kernels.choice.choose`).
 
     Returns:
       Embeddings: vectors [R, G, D] float32 of unit norm, valid [R, G] bool.
@@ -230,6 +245,7 @@ def embed(
         adapters=adapters,
         lora=lora,
         dropout_keys=dropout_keys,
+        kernels=kernels,
     )
     return pool(
         hidden,
@@ -238,3 +254,84 @@ def embed(
         items_per_row=items_per_row,
         pooling=pooling,
     )
+
+
+def answer_logits(
+    params: Params,
+    rows: Rows,
+    config: Qwen2VLConfig,
+    *,
+    places: jax.Array,
+    answers: Sequence[int],
+    dtype: Any = jnp.float32,
+    adapters: Params | None = None,
+    lora: LoraConfig | None = None,
+    attention: str = "causal",
+    kernels: Kernels = ALL_XLA,
+) -> jax.Array:
+    """What the model would say next: logits [R, G, A] float32 of a few tokens at a few places.
+
+    One forward pass and no generation; the head is applied to these places and tokens alone.
+
+    Args:
+      params: with "lm_head" where `config.tie_word_embeddings` is False.
+      rows: see `Rows`; M-RoPE positions, as the model was trained.
+      config: the shape of `params`.
+      places: [R, G] int32, the places in the row of the tokens before the answers.
+      answers: A token ids, e.g. of "Yes" and "No".
+      dtype: as for `embed`, as are the following.
+      adapters: see `embed`.
+      lora: see `embed`.
+      attention: "causal", or "branching" for rows of branches (see `models.attention.attend`).
+      kernels: see `embed`.
+
+    Raises:
+      MarvelError: the model has no head, or what `embed` raises.
+    """
+    hidden = hidden_states(
+        params,
+        rows,
+        config,
+        attention=attention,
+        dtype=dtype,
+        adapters=adapters,
+        lora=lora,
+        kernels=kernels,
+    )
+    asked = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    head = jnp.take(head_rows(params, config), jnp.asarray(answers), axis=0)
+    return jnp.einsum(
+        "rgd,ad->rga",
+        asked.astype(jnp.float32),
+        head.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def yes_no_logits(
+    params: Params,
+    rows: Rows,
+    config: Qwen2VLConfig,
+    *,
+    places: jax.Array,
+    yes_no: tuple[int, int],
+    **options: Any,
+) -> jax.Array:
+    """`answer_logits` [R, G, 2] of the tokens of "Yes" and "No", in this order."""
+    return answer_logits(params, rows, config, places=places, answers=yes_no, **options)
+
+
+def head_rows(params: Params, config: Qwen2VLConfig) -> jax.Array:
+    """The language model's head [V, D]: the token embeddings where they are tied.
+
+    Raises:
+      MarvelError: an untied head that the weights lack.
+    """
+    if config.tie_word_embeddings:
+        return cast(jax.Array, params["language"]["token_embedding"])
+    if "lm_head" not in params:
+        raise MarvelError(
+            "the weights hold no lm_head, without which no token has a logit: a reranker needs a "
+            "model that was saved with its head."
+        )
+    return cast(jax.Array, params["lm_head"]["kernel"].T)

@@ -11,6 +11,7 @@ import numpy as np
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import attention, linear, rotary
 from marvel_jax.models.config import VisionConfig
+from marvel_jax.models.kernels import Kernel
 from marvel_jax.models.linear import Dense
 
 # Fixed in the architecture: it is in no config.json.
@@ -86,7 +87,7 @@ class VisionBlock(nn.Module):
 
     config: VisionConfig
     dtype: Any
-    implementation: str
+    kernel: Kernel
     keep: str
 
     @nn.compact
@@ -108,7 +109,7 @@ class VisionBlock(nn.Module):
             value,
             segments=segments,
             causal=False,
-            implementation=self.implementation,
+            kernel=self.kernel,
             keep=self.keep,
         )
         x = x + Dense(width, name="out", **options)(mixed.reshape(x.shape))
@@ -149,7 +150,7 @@ class VisionTower(nn.Module):
     width: int
     dtype: Any
     wrap_block: Any
-    implementation: str
+    kernel: Kernel
     keep: str
 
     @nn.compact
@@ -163,7 +164,7 @@ class VisionTower(nn.Module):
         blocks = self.wrap_block(VisionBlock, length=config.depth, shared=2)(
             config,
             dtype=self.dtype,
-            implementation=self.implementation,
+            kernel=self.kernel,
             keep=self.keep,
             name="blocks",
         )

@@ -6,7 +6,9 @@ a child process (`call_in_child`): the vendors' plugins want environment variabl
 the process that has them, and fake devices are counted once, at start.
 """
 
+import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,84 +19,12 @@ from typing import Any
 import jax
 
 from marvel_jax.errors import MarvelError
-
-GPUS_PER_HOST = 8
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The figures of a GPU that the compiler asks for."""
-
-    name: str
-    capability: tuple[int, int]
-    cores: int  # streaming multiprocessors
-    lanes: int  # float32 units in each
-    shared_memory: int  # bytes in each
-    block_shared_memory: int  # bytes that one block may opt in to
-    memory: int  # bytes
-    bandwidth: float  # bytes/s
-    l2_cache: int  # bytes
-    clock: float  # GHz
-
-
-# Sources: NVIDIA's architecture whitepapers and data sheets of Ampere, Hopper and Blackwell
-# (cores, lanes, bandwidth), table "Technical specifications per compute capability" of the CUDA
-# programming guide (shared memory), and what cudaGetDeviceProperties tells (memory, cache, clock).
-GPUS = {
-    "a100-80": Gpu(
-        name="NVIDIA A100-SXM4-80GB",
-        capability=(8, 0),
-        cores=108,
-        lanes=64,
-        shared_memory=164 * 1024,
-        block_shared_memory=163 * 1024,
-        memory=85_100_068_864,
-        bandwidth=2.039e12,
-        l2_cache=40 * 2**20,
-        clock=1.41,
-    ),
-    "h100": Gpu(
-        name="NVIDIA H100 80GB HBM3",
-        capability=(9, 0),
-        cores=132,
-        lanes=128,
-        shared_memory=228 * 1024,
-        block_shared_memory=227 * 1024,
-        memory=84_942_979_072,
-        bandwidth=3.352e12,
-        l2_cache=50 * 2**20,
-        clock=1.98,
-    ),
-    "h200": Gpu(
-        name="NVIDIA H200",
-        capability=(9, 0),
-        cores=132,
-        lanes=128,
-        shared_memory=228 * 1024,
-        block_shared_memory=227 * 1024,
-        memory=151_397_597_184,
-        bandwidth=4.8e12,
-        l2_cache=50 * 2**20,
-        clock=1.98,
-    ),
-    "b200": Gpu(
-        name="NVIDIA B200",
-        capability=(10, 0),
-        cores=148,
-        lanes=128,
-        shared_memory=228 * 1024,
-        block_shared_memory=227 * 1024,
-        memory=191_514_411_008,
-        bandwidth=7.672e12,
-        l2_cache=132_644_864,
-        clock=1.965,
-    ),
-}
+from marvel_jax.parallel.chips import CHIPS, GPUS_PER_HOST, Chip, Gpu, Slices
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A parsed name: `kind` is gpu, tpu or cpu; `chip` a key of `GPUS` or a TPU generation."""
+    """A parsed name: `kind` is gpu, tpu or cpu; `chip` a key of `CHIPS`, empty for cpu."""
 
     kind: str
     chip: str
@@ -105,7 +35,8 @@ class Topology:
         """Reads `gpu:h100:8`, `tpu:v5e:8x8` or `cpu:8`.
 
         Raises:
-          MarvelError: the name has another form, or names a GPU that is not in the table.
+          MarvelError: the name has another form, names a chip that is not in the table, or so many
+            of it, or in such a shape, as there are not.
         """
         kind, *rest = name.split(":")
         if kind == "cpu" and len(rest) == 1:
@@ -118,14 +49,27 @@ class Topology:
                 "SHAPE as tpu:v5e:8x8, or cpu:DEVICES as cpu:8."
             )
         chip, shape = rest[0], tuple(int(side) for side in rest[1].split("x"))
-        if kind == "gpu" and chip not in GPUS:
-            raise MarvelError(f"{name!r}: the GPU is one of {', '.join(GPUS)}, not {chip!r}.")
-        if kind == "gpu" and shape[0] > GPUS_PER_HOST and shape[0] % GPUS_PER_HOST:
-            raise MarvelError(
-                f"{name!r}: GPUs come {GPUS_PER_HOST} to a host; more than one host needs a "
-                f"multiple of {GPUS_PER_HOST}."
-            )
+        if kind == "gpu":
+            _check_gpus(name, chip, shape[0])
+        elif kind == "tpu":
+            _check_slice(name, chip, shape)
         return cls(kind, chip, shape)
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    @property
+    def figures(self) -> Chip | None:
+        """The chip's memory, speed and links; None for a CPU, which has no fixed ones."""
+        return CHIPS.get(self.chip)
+
+    @property
+    def per_host(self) -> int:
+        """Devices of one host."""
+        chip = self.figures
+        return self.devices if chip is None else min(chip.per_host, self.devices)
 
     def environment(self) -> dict[str, str]:
         """Variables that a process must start with to compile for this topology."""
@@ -134,7 +78,8 @@ class Topology:
             # No driver is asked for, and real GPUs are left alone.
             found |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": "-1"}
         elif self.kind == "tpu":
-            found |= {"TPU_SKIP_MDS_QUERY": "1"}
+            # Who only compiles holds no TPU, so that several may do so at a time.
+            found |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         else:
             others = re.sub(
                 r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
@@ -163,45 +108,50 @@ def compile_only_devices(name: str) -> list[jax.Device]:
                 f"--xla_force_host_platform_device_count={topology.shape[0]}."
             )
         return devices[: topology.shape[0]]
-    platform, extra = ("cuda", "cuda13") if topology.kind == "gpu" else ("tpu", "tpu")
+    _check_plugin(topology)
     try:
         if topology.kind == "tpu":
             sides = "x".join(map(str, topology.shape))
-            found = topologies.get_topology_desc(f"{topology.chip}:{sides}", platform)
+            found = topologies.get_topology_desc(f"{topology.chip}:{sides}", "tpu")
         else:
-            count = topology.shape[0]
+            chip, count = CHIPS[topology.chip], topology.devices
+            assert chip.gpu is not None  # Topology.parse checks it
             found = topologies.get_topology_desc(
-                platform=platform,
-                target_config=_target_config(GPUS[topology.chip]),
+                platform="cuda",
+                target_config=_target_config(chip, chip.gpu),
                 topology=f"1x{-(-count // GPUS_PER_HOST)}x{min(count, GPUS_PER_HOST)}",
             )
     except Exception as error:  # which one depends on the plugin and on the version of jax
-        raise MarvelError(
-            f"cannot compile for {name!r}: {_first_line(error)}. It needs the {platform} plugin of "
-            f"jax: pip install 'marvel-jax[{extra}]' (no {topology.kind.upper()} is needed)."
-        ) from error
+        raise MarvelError(f"cannot compile for {name!r}: {_first_line(error)}.") from error
     return list(found.devices)
 
 
-def call_in_child(function: str, *, topology: str, arguments: dict[str, Any]) -> Any:
+def call_in_child(
+    function: str, *, topology: str, arguments: dict[str, Any], seconds: float | None = None
+) -> Any:
     """Calls `function` ("module:name") in a fresh process that can compile for the topology.
 
     It is called with `topology=` and the arguments by keyword; these and its result travel as
-    JSON.
+    JSON. After `seconds` (None: no limit) the process is ended.
 
     Raises:
       MarvelError: raised by the function, with its message; or the process failed otherwise, with
         the end of what it wrote.
+      TimeoutError: it took longer than `seconds`.
     """
     environment = os.environ | Topology.parse(topology).environment()
     call = json.dumps({"function": function, "arguments": arguments | {"topology": topology}})
-    process = subprocess.run(
-        [sys.executable, "-c", _CHILD, call],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", _CHILD, call],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"compiling for {topology!r} took over {seconds:.0f} s") from error
     last = (process.stdout.strip().splitlines() or [""])[-1]
     if process.returncode == 0 and last.startswith(_MARK):
         answer = json.loads(last.removeprefix(_MARK))
@@ -231,7 +181,51 @@ print({_MARK!r} + json.dumps(answer))
 """
 
 
-def _target_config(gpu: Gpu) -> str:
+def _check_gpus(name: str, chip: str, count: int) -> None:
+    gpus = [key for key, figures in CHIPS.items() if figures.gpu]
+    if chip not in gpus:
+        raise MarvelError(f"{name!r}: the GPU is one of {', '.join(gpus)}, not {chip!r}.")
+    if count > GPUS_PER_HOST and count % GPUS_PER_HOST:
+        near = GPUS_PER_HOST * round(count / GPUS_PER_HOST)
+        raise MarvelError(
+            f"{name!r}: GPUs come {GPUS_PER_HOST} to a host; more than one host needs a "
+            f"multiple of {GPUS_PER_HOST}, as gpu:{chip}:{near}."
+        )
+
+
+def _check_slice(name: str, chip: str, shape: tuple[int, ...]) -> None:
+    tpus = {key: figures.slices for key, figures in CHIPS.items() if figures.slices}
+    if chip not in tpus:
+        raise MarvelError(f"{name!r}: the TPU is one of {', '.join(tpus)}, not {chip!r}.")
+    slices: Slices = tpus[chip]
+    fits = len(shape) == len(slices.largest) and all(
+        side <= most for side, most in zip(sorted(shape), slices.largest, strict=True)
+    )
+    if not fits:
+        shapes = ", ".join(f"tpu:{chip}:{one}" for one in slices.examples)
+        raise MarvelError(
+            f"{name!r}: a slice of {chip} has {len(slices.largest)} sides, of at most "
+            f"{'x'.join(map(str, slices.largest))} chips, as {shapes}."
+        )
+
+
+_PLUGINS = {
+    "gpu": ("CUDA plugin of jax", "plan-gpu", ("jax_cuda13_plugin", "jax_cuda12_plugin")),
+    "tpu": ("TPU compiler, libtpu", "plan-tpu", ("libtpu",)),
+}
+
+
+def _check_plugin(topology: Topology) -> None:
+    what, extra, modules = _PLUGINS[topology.kind]
+    device = topology.kind.upper()
+    if not any(importlib.util.find_spec(module) for module in modules):
+        raise MarvelError(
+            f"compiling for a {device} needs the {what}, but no {device}: "
+            f"pip install 'marvel-jax[{extra}]' (in a checkout: -e '.[{extra}]')."
+        )
+
+
+def _target_config(chip: Chip, gpu: Gpu) -> str:
     """The compiler's description of a GPU, as the text of a GpuTargetConfigProto.
 
     Block limits are those of every compute capability since 3.0.
@@ -253,8 +247,8 @@ gpu_device_info {{
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-  device_memory_size: {gpu.memory}
-  memory_bandwidth: {int(gpu.bandwidth)}
+  device_memory_size: {chip.memory}
+  memory_bandwidth: {int(chip.bandwidth)}
   l2_cache_size: {gpu.l2_cache}
   clock_rate_ghz: {gpu.clock}
   driver_version: "13.0.0"

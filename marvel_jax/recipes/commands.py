@@ -1,12 +1,11 @@
 """What the commands of `marvel` do; `cli.py` parses and prints."""
 
 import dataclasses
-import importlib.util
+import os
 import signal
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,9 +16,9 @@ from marvel_jax.data.processor import Processor
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files, read_jsonl, write_json
 from marvel_jax.models import hub, lora, peft
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.recipes.evaluation import Ticker, evaluate_embedder, score_table
 from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, EXIT_TERMINATED, Outcome
-from marvel_jax.recipes.overrides import override
 from marvel_jax.retrieval import exact
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates
@@ -28,6 +27,10 @@ from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.settings import SETTINGS_FILE, EmbeddingSettings, check_tokenizer
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.state import parameter_count
+
+if TYPE_CHECKING:
+    from marvel_jax.parallel.watch import Voice
+    from marvel_jax.training.loop import Watching
 
 
 def build_emoji(out: Path, *, seed: int) -> Outcome:
@@ -61,29 +64,55 @@ def run_training(
     workdir: Path,
     *,
     overrides: tuple[str, ...],
+    layout: str | None = None,
     profile_steps: str | None = None,
     peak_tflops: float | None = None,
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    join_timeout: float | None = None,
+    voice: "Voice | None" = None,
 ) -> Outcome:
-    """Trains what a config file describes and writes `workdir/model`."""
+    """Trains what a config file describes and writes `workdir/model`.
+
+    Joins the run that the flags or the scheduler tell of, if it has several processes.
+    """
     from marvel_jax.parallel import hosts
-    from marvel_jax.training.export import export_checkpoint
-    from marvel_jax.training.loop import Watching, train
+    from marvel_jax.parallel.chips import GPU_MEMORY_SHARE
+    from marvel_jax.training.loop import Watching
     from marvel_jax.training.profiling import parse_steps
+    from marvel_jax.training.progress import Teller
 
     watching = Watching(parse_steps(profile_steps) if profile_steps else None, peak_tflops)
-    loaded = load_config(config, overrides)
-    # Before anything asks for the devices.
-    hosts.start(coordinator, num_processes, process_id)
+    # Before anything asks for the devices. JAX would take three quarters of a GPU's memory, where
+    # `marvel plan` counts on this much.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_SHARE))
+    run = hosts.start(
+        coordinator,
+        num_processes,
+        process_id,
+        timeout=hosts.JOIN_SECONDS if join_timeout is None else join_timeout,
+        say=Teller().say,
+        voice=voice,
+    )
+    with run:
+        return _train_to_model(load_config(config, overrides, layout=layout), workdir, watching)
+
+
+def _train_to_model(loaded: TrainConfig, workdir: Path, watching: "Watching") -> Outcome:
+    from marvel_jax.parallel import hosts
+    from marvel_jax.training.export import export_checkpoint
+    from marvel_jax.training.loop import train
+
     result = train(loaded, workdir, watching=watching)
     facts: dict[str, Any] = {"workdir": str(workdir), "steps": result.steps}
     facts["interrupted"] = result.interrupted
+    # The first process tells a person; the others' logs need not repeat it.
+    told = hosts.is_main()
     if result.interrupted:
         line = f"stopped after {result.steps} of {loaded.steps} steps; run it again to go on"
-        terminated = result.signal == signal.SIGTERM
-        return Outcome(facts, [line], EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
+        code = EXIT_TERMINATED if result.signal == signal.SIGTERM else EXIT_INTERRUPTED
+        return Outcome(facts, [line] if told else [], code)
     model = workdir / "model"
 
     def export() -> None:
@@ -93,34 +122,8 @@ def run_training(
 
     hosts.from_main(export)
     facts["model"] = str(model)
-    return Outcome(facts, [f"trained {result.steps} steps; model: {model}"])
-
-
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
-    """The `config` that a Python file defines, with fields changed (see `override`).
-
-    Raises:
-      MarvelError: the file is missing, fails, or defines no TrainConfig; or an override names no
-        field or has a value of another type.
-    """
-    if not path.is_file():
-        raise MarvelError(f"{path} does not exist: give a Python file that defines `config`.")
-    spec = importlib.util.spec_from_file_location(f"marvel_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise MarvelError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses of its own look themselves up there
-    try:
-        spec.loader.exec_module(module)
-    except MarvelError as error:
-        raise MarvelError(f"{path}: {error}") from error
-    except Exception as error:
-        raise MarvelError(f"{path} fails: {type(error).__name__}: {error}") from error
-    config = getattr(module, "config", None)
-    if not isinstance(config, TrainConfig):
-        found = type(config).__name__
-        raise MarvelError(f"{path} must define `config`, a TrainConfig; found {found}.")
-    return override(config, overrides)
+    lines = [f"trained {result.steps} steps; model: {model}"] if told else []
+    return Outcome(facts, lines)
 
 
 def export_run(

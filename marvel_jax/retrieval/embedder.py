@@ -23,6 +23,7 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_bytes
 from marvel_jax.models import hub
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.models.kernels import choice
 from marvel_jax.models.qwen2_vl import embed
 from marvel_jax.settings import (
     Attention,
@@ -55,6 +56,7 @@ class Embedder:
         dtype: str = "float32",
         attention: Attention = "bidirectional",
         pooling: Pooling = "mean",
+        kernel: str = "auto",
     ) -> None:
         self.processor = processor
         self.attention = attention
@@ -67,9 +69,15 @@ class Embedder:
             text = dataclasses.replace(architecture.text, vocab_size=rows)
             architecture = dataclasses.replace(architecture, text=text)
         self.architecture = architecture
+        self.kernels = _kernels(kernel, architecture, dtype)
         self._embed = jax.jit(
             partial(
-                embed, config=architecture, attention=attention, pooling=pooling, dtype=self._dtype
+                embed,
+                config=architecture,
+                attention=attention,
+                pooling=pooling,
+                dtype=self._dtype,
+                kernels=self.kernels.kernels,
             ),
             static_argnames=("items_per_row",),
         )
@@ -88,16 +96,18 @@ class Embedder:
         generation_prompt: bool = False,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        kernel: str = "auto",
     ) -> Self:
         """Loads a Hugging Face folder, or a Hub id through the Hub's cache.
 
         A setting left out is what the folder's `marvel.json` says, else bidirectional attention,
         M-RoPE, the mean and our template. `min_pixels` and `max_pixels` bound an image's area
         after resizing; in a folder without `marvel.json` its image processor's limits hold.
+        `kernel` computes the attention: see `models.kernels.choice`.
 
         Raises:
           MarvelError: the folder or id cannot be had, or a weight is missing, unknown or of
-            another shape.
+            another shape, or the kernel cannot be had here.
         """
         path = hub.resolve(folder)
         settings = EmbeddingSettings.read(
@@ -117,6 +127,8 @@ class Embedder:
             min_pixels=settings.min_pixels,
             max_pixels=settings.max_pixels,
             max_text_tokens=settings.max_text_tokens,
+            instruction=settings.instruction,
+            prompt=settings.prompt,
             generation_prompt=generation_prompt,
         )
         check_tokenizer(
@@ -132,6 +144,7 @@ class Embedder:
             dtype=dtype,
             attention=settings.attention,
             pooling=settings.pooling,
+            kernel=kernel,
         )
 
     @property
@@ -295,6 +308,19 @@ def _checked_dtype(name: str) -> Any:
     if name not in _DTYPES:
         raise MarvelError(f"dtype={name!r}: choose one of {', '.join(_DTYPES)}.")
     return jnp.dtype(name)
+
+
+def _kernels(asked: str, architecture: Qwen2VLConfig, dtype: str) -> choice.Chosen:
+    """For the device that arrays go to when nobody says where."""
+    (device,) = jnp.zeros(()).devices()
+    return choice.choose(
+        asked,
+        platform=device.platform,
+        architecture=architecture,
+        dtype=dtype,
+        capability=getattr(device, "compute_capability", None),
+        field="kernel",
+    )
 
 
 def _with_marker_rows(params: dict[str, Any], marker_ids: Mapping[str, int]) -> dict[str, Any]:

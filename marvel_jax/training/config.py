@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from marvel_jax.data.batch import RowShape
+from marvel_jax.data.plan_groups import Batches
+from marvel_jax.data.sources import Reader, SourceConfig
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.lora import LoraConfig
@@ -34,13 +36,16 @@ class ModelConfig:
     What is trained: with `adapters` they alone, over a frozen base; else everything but the
     parameters whose path (as in models.names) `frozen` matches in full, e.g. "vision/.*". What is
     frozen is stored in `dtype`, the type of the matmuls; what is trained is float32. `remat` says
-    what the backward pass keeps of each block and what it computes again.
+    what the backward pass keeps of each block and what it computes again. `kernel` computes the
+    attention: "pallas" is the Pallas kernel of the platform, "cudnn" wants rows of one item, and
+    "auto" takes what suits the platform (`models.kernels.choice`).
     """
 
     source: str | None = None
     scratch: Qwen2VLConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "attention", "full"] = "none"
+    kernel: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
     adapters: LoraConfig | None = None
     frozen: str | None = None
 
@@ -195,22 +200,68 @@ class OptimizerConfig:
 class DataConfig:
     """Where the queries come from and how a global batch is laid out.
 
-    `path` is a corpus folder; `reader` says in which of its forms it is read. `task_weights` maps
-    an M-BEIR task id to its share of every batch (None: by size). Each query brings up to
-    `positives_per_query` of its positives and `hard_negatives` of its negatives.
+    One source (`path`, `reader`, `split`, `images`, `include`, `exclude`, `mined`: see
+    `data.sources.SourceConfig`), or a `mixture` of several with shares. `tokenizer` is the folder
+    of the tokenizer.json for a model from scratch (None: `path`/tokenizer).
+
+    `task_weights` maps an M-BEIR task id to its share of every batch (None: by size). `batches`
+    says how tasks meet: "mixed" in every batch, "homogeneous" one task of one data set a batch,
+    "interleaved" runs of `sub_batch` queries of one such task. `duplicates` "avoid" keeps copies of
+    queries and of their answers out of a batch where it can; with "mask" the loss masks them.
+    Each query brings up to `positives_per_query` of its positives and `hard_negatives` of its
+    negatives.
     """
 
-    path: str
-    reader: Literal["tfds", "mbeir"] = "mbeir"
+    path: str | None = None
+    reader: Reader = "mbeir"
     split: str = "train"
+    images: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    mined: str | None = None
+    mixture: tuple[SourceConfig, ...] = ()
+    tokenizer: str | None = None
     global_batch: int = 128
     task_weights: dict[int, float] | None = None
+    batches: Batches = "mixed"
+    sub_batch: int | None = None
+    duplicates: Literal["mask", "avoid"] = "mask"
     row: RowShape = field(default_factory=lambda: RowShape(tokens=1536, patches=3712, items=64))
     positives_per_query: int = 1
     hard_negatives: int = 0
     prefetch: int = 4
 
     def __post_init__(self) -> None:
+        _require(
+            (self.path is None) == bool(self.mixture),
+            "give exactly one of data.path (a source) and data.mixture (several).",
+        )
+        if self.mixture:
+            labels = [part.label for part in self.mixture]
+            _require(
+                len(set(labels)) == len(labels),
+                f"data.mixture has parts of the same name ({', '.join(labels)}): give each its "
+                "own name=....",
+            )
+            _require(
+                self.task_weights is None
+                and not (self.images or self.include or self.exclude or self.mined),
+                "beside data.mixture, give task_weights, images, include, exclude and mined to its "
+                "parts.",
+            )
+        else:
+            _ = self.sources
+        _require(
+            (self.batches == "interleaved") == (self.sub_batch is not None),
+            f"data.batches={self.batches!r} with data.sub_batch={self.sub_batch}: sub_batch goes "
+            "with 'interleaved', and with it alone.",
+        )
+        _require(
+            self.sub_batch is None
+            or (self.sub_batch > 0 and self.global_batch % self.sub_batch == 0),
+            f"data.sub_batch={self.sub_batch} does not divide data.global_batch="
+            f"{self.global_batch}.",
+        )
         _require(
             self.global_batch > 1,
             f"data.global_batch={self.global_batch}: a contrastive batch needs at least 2 pairs.",
@@ -224,12 +275,34 @@ class DataConfig:
             self.hard_negatives >= 0,
             f"data.hard_negatives={self.hard_negatives} must not be negative: 0 for none.",
         )
+        _require(
+            self.hard_negatives > 0 or not any(part.mined for part in self.sources),
+            "data.mined with data.hard_negatives=0 would not be used: set data.hard_negatives=5, "
+            "or leave mined None.",
+        )
         weights = self.task_weights
         if weights is not None:
             _require(
                 bool(weights) and min(weights.values()) >= 0 and sum(weights.values()) > 0,
                 f"data.task_weights={weights}: give at least one task a positive weight.",
             )
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """What is read: the parts of the mixture, or the one source."""
+        if self.path is None:
+            return self.mixture
+        return (
+            SourceConfig(
+                path=self.path,
+                reader=self.reader,
+                split=self.split,
+                images=self.images,
+                include=self.include,
+                exclude=self.exclude,
+                mined=self.mined,
+            ),
+        )
 
 
 @dataclass(frozen=True)

@@ -13,28 +13,16 @@ import numpy as np
 
 from marvel_jax.models import names
 from marvel_jax.models.config import Qwen2VLConfig
-
-# Dense bfloat16 TFLOP/s of one device, from the makers' data sheets, by what `device_kind`
-# contains; the first that fits counts. MFU is told against these whatever the run's own type.
-_PEAKS = (
-    ("TPU v4", 275.0),
-    ("TPU v5 lite", 197.0),
-    ("TPU v5e", 197.0),
-    ("TPU v5", 459.0),  # v5p calls itself "TPU v5" or "TPU v5p"
-    ("TPU v6 lite", 918.0),
-    ("TPU v6e", 918.0),
-    ("A100", 312.0),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.4),
-    ("H200", 989.4),
-    ("B200", 2250.0),
-)
+from marvel_jax.parallel.chips import chip_of
 
 
 def peak_tflops(device_kind: str) -> float | None:
-    """Dense bfloat16 TFLOP/s of a device by JAX's `device_kind`; None where it is not known."""
-    return next((peak for name, peak in _PEAKS if name in device_kind), None)
+    """Dense bfloat16 TFLOP/s of a device by JAX's `device_kind`; None where it is not known.
+
+    MFU is told against it whatever the run's own type.
+    """
+    chip = chip_of(device_kind)
+    return None if chip is None else chip.bfloat16
 
 
 class Work(NamedTuple):

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import optax
 from jax.sharding import Mesh
 
+from marvel_jax.data import sources
 from marvel_jax.data.chat import ChatTokenizer
 from marvel_jax.data.emoji import TOKENIZER_FOLDER
 from marvel_jax.data.images import ImageGeometry
 from marvel_jax.data.items import RetrievalSource
-from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.data.mixture import Mixture, Part
 from marvel_jax.data.processor import Processor
-from marvel_jax.data.tfds_source import TfdsSource
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.models import hub
@@ -64,12 +64,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         # Once for all processes: every byte is read.
         weights_hash = hosts.from_main(lambda: hash_weights(folder))
     else:
-        folder = Path(config.data.path) / TOKENIZER_FOLDER
-        if not (folder / "tokenizer.json").is_file():
-            raise MarvelError(
-                f"{folder}/tokenizer.json does not exist: a model from scratch takes the corpus's "
-                "tokenizer. Put one there, or start from weights with model.source."
-            )
+        folder = _tokenizer_folder(config.data)
         assert config.model.scratch is not None  # ModelConfig checks it
         architecture = config.model.scratch
     processor = make_processor(folder, config.embedding, architecture)
@@ -90,6 +85,23 @@ def open_inputs(config: TrainConfig) -> Inputs:
             f"patches of one visual token: use {whole}."
         )
     return Inputs(source, processor, folder, architecture, weights_folder, weights_hash)
+
+
+def _tokenizer_folder(data: DataConfig) -> Path:
+    """Where the tokenizer of a model from scratch is."""
+    if data.tokenizer is None and data.path is None:
+        raise MarvelError(
+            "A model from scratch takes its tokenizer from a folder with tokenizer.json: name it "
+            "in data.tokenizer, since a data.mixture has several corpora."
+        )
+    folder = Path(data.tokenizer or Path(data.path or "") / TOKENIZER_FOLDER)
+    if not (folder / "tokenizer.json").is_file():
+        raise MarvelError(
+            f"{folder}/tokenizer.json does not exist: a model from scratch takes the corpus's "
+            "tokenizer. Put one there, name another in data.tokenizer, or start from weights with "
+            "model.source."
+        )
+    return folder
 
 
 def hash_weights(folder: Path) -> str:
@@ -121,15 +133,14 @@ def place_state(
 
 def open_source(config: DataConfig) -> RetrievalSource:
     """Opens the training queries and candidates in the form that the config names."""
-    folder = Path(config.path)
-    if not folder.is_dir():
-        raise MarvelError(
-            f"data.path={config.path} does not exist: build it first (`marvel data emoji --out "
-            f"{config.path}`), or name another folder."
-        )
-    if config.reader == "tfds":
-        return TfdsSource.open(folder, config.split)
-    return MbeirFolder(folder).source(config.split)
+    if not config.mixture:
+        return sources.open_source(config.sources[0])
+    return Mixture(
+        [
+            Part(part.label, sources.open_source(part, field=f"data.mixture[{number}]"))
+            for number, part in enumerate(config.mixture)
+        ]
+    )
 
 
 def make_processor(
@@ -150,6 +161,8 @@ def make_processor(
         template=embedding.template,
         positions=embedding.positions,
         max_text_tokens=embedding.max_text_tokens,
+        instruction=embedding.instruction,
+        prompt=embedding.prompt,
         cache_bytes=_PATCH_CACHE_BYTES,
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from marvel_jax.data import pipeline
 from marvel_jax.parallel import hosts
 from marvel_jax.parallel.sharding import local_data_shards, put_batch, replicated
-from marvel_jax.training import failures
+from marvel_jax.training import agreement, failures
 from marvel_jax.training.checkpoints import Checkpoints
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.inputs import Inputs
@@ -22,7 +22,7 @@ from marvel_jax.training.progress import Teller, TrainProgress
 from marvel_jax.training.reporting import Reporter
 from marvel_jax.training.signals import stop_requests
 from marvel_jax.training.state import TrainState
-from marvel_jax.training.step import loss_implementation
+from marvel_jax.training.step import attention_kernels, loss_implementation
 from marvel_jax.training.telemetry import Dispatched, Meter, memory_kind
 from marvel_jax.training.trackers import EventsFile, MetricsFile, Tracker, open_trackers
 
@@ -61,11 +61,13 @@ def train(
     CPU ends with the same weights bit for bit.
 
     Raises:
-      MarvelError: `workdir` holds another run, an input is missing or does not fit, a checkpoint
+      MarvelError: `workdir` holds another run, an input is missing or does not fit, the processes
+        do not have the same of something (see `agreement`), a checkpoint
         cannot be written, or the loss or a gradient is not a number any more.
     """
     workdir = Path(workdir)
     watching = watching or Watching()
+    agreement.require_same_start(config)
     teller = Teller(quiet=not hosts.is_main())
     if notice := failures.notice_of_failure(workdir):
         teller.say(notice)
@@ -178,6 +180,7 @@ def _facts(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
         "processes": jax.process_count(),
         "mesh": dict(mesh.shape),
         "loss": loss_implementation(config, shards=plan.num_shards),
+        "attention": attention_kernels(config, prepared.inputs.architecture, mesh).line,
         "row_counts": list(plan.row_counts),
         "refused_negatives": plan.refused_negatives,
         "memory_bytes_of": memory_kind(),

@@ -10,7 +10,7 @@ from marvel_jax.data.epoch_plan import Plan, PlanConfig
 from marvel_jax.errors import MarvelError
 from marvel_jax.parallel import hosts
 from marvel_jax.parallel.mesh import data_shards, make_mesh
-from marvel_jax.training import run_folder
+from marvel_jax.training import agreement, run_folder
 from marvel_jax.training.compiled import CompiledStep
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.export import write_blueprint
@@ -18,7 +18,7 @@ from marvel_jax.training.inputs import Inputs, open_inputs, place_state
 from marvel_jax.training.optimizer import make_optimizer
 from marvel_jax.training.progress import Teller
 from marvel_jax.training.state import Placed
-from marvel_jax.training.step import make_train_step
+from marvel_jax.training.step import attention_kernels, make_train_step
 
 
 class Prepared(NamedTuple):
@@ -43,8 +43,11 @@ def prepare(config: TrainConfig, workdir: Path, *, teller: Teller) -> Prepared:
     with teller.phase("opening the data"):
         inputs = open_inputs(config)
     recipe = run_folder.describe(config, inputs)
+    agreement.require_same_inputs(inputs, workdir)
+    hosts.connect()
     hosts.from_main(lambda: run_folder.require_same_run(workdir, recipe))
     mesh = make_mesh(config.mesh)
+    teller.say(attention_kernels(config, inputs.architecture, mesh).line)
     shards = data_shards(mesh)
     if config.data.global_batch % shards:
         raise MarvelError(
@@ -54,9 +57,10 @@ def prepare(config: TrainConfig, workdir: Path, *, teller: Teller) -> Prepared:
     # The first process fills the cache that the others read.
     hosts.from_main(lambda: _fill_cache(config, inputs, cache=workdir, teller=teller))
     plan = make_plan(config, inputs, shards=shards, cache=workdir)
+    agreement.require_same_plan(plan)
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     with teller.phase("loading the weights" if inputs.weights_folder else "drawing the weights"):
-        placed = place_state(config, inputs, optimizer, mesh)
+        placed = hosts.together(lambda: place_state(config, inputs, optimizer, mesh))
         base = run_folder.describe_base(config, inputs, placed.frozen)
     # Only now: a config that cannot be trained must not keep the folder for itself.
     hosts.from_main(lambda: _claim(workdir, config, inputs, recipe, base))
@@ -85,6 +89,10 @@ def make_plan(config: TrainConfig, inputs: Inputs, *, shards: int, cache: Path |
         positives_per_query=data.positives_per_query,
         hard_negatives=data.hard_negatives,
         chunk_rows=config.chunk_rows or 1,
+        parts=tuple(part.share for part in data.mixture),
+        batches=data.batches,
+        sub_batch=data.sub_batch,
+        duplicates=data.duplicates,
     )
     return Plan(index, plan_config, num_shards=shards)
 

@@ -28,6 +28,7 @@ _PACE = (
     "tracking",
     "chunk_rows",
     "model.remat",
+    "model.kernel",
     "model.source",  # a folder that has moved is the same folder: content counts, not its path
     "loss.implementation",
     "loss.tile",

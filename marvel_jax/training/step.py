@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from marvel_jax.losses.contrastive import Implementation, info_nce
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.models.kernels import choice
 from marvel_jax.models.lora import token_keys
 from marvel_jax.models.qwen2_vl import embed
 from marvel_jax.parallel.activations import gathered, rows_in_place
@@ -45,6 +46,27 @@ def loss_implementation(config: "TrainConfig", *, shards: int) -> Implementation
     if logits > WHOLE_LOGITS_BYTES:
         return "ring" if config.loss.form == "softmax" else "gather"
     return "dense" if shards == 1 else "gather"
+
+
+def attention_kernels(
+    config: "TrainConfig", architecture: Qwen2VLConfig, mesh: Mesh
+) -> choice.Chosen:
+    """What `model.kernel` means on the devices of this mesh, be they here or only named.
+
+    Raises:
+      MarvelError: it asks for what cannot be.
+    """
+    device = mesh.devices.flat[0]
+    return choice.choose(
+        config.model.kernel,
+        platform=device.platform,
+        architecture=architecture,
+        dtype=config.model.dtype,
+        one_item_rows=config.data.row.items == 1,
+        mesh=mesh,
+        row_axes=DATA_AXES,
+        capability=getattr(device, "compute_capability", None),
+    )
 
 
 def gather_slots(vectors: jax.Array, slots: jax.Array, *, shards: int) -> jax.Array:
@@ -139,6 +161,7 @@ def _encode(
     keys = None
     if lora is not None and lora.dropout > 0:
         keys = token_keys(rows.segments, item_key, seed=config.seed, step=values["step"])
+    kernels = attention_kernels(config, architecture, mesh).kernels
     with rows_in_place(mesh, num_rows=len(rows.tokens), axes=axes):
         return embed(
             weights,
@@ -152,6 +175,7 @@ def _encode(
             adapters=values["adapters"],
             lora=lora,
             dropout_keys=keys,
+            kernels=kernels.over(tuple(axes)),
         ).vectors
 
 
@@ -170,7 +194,11 @@ def make_train_step(
     step's loss, gradient or update is not finite, the state comes back as it was, step number and
     all: so the host may look at the metrics a step late and still finds the state before the
     failure.
+
+    Raises:
+      MarvelError: `model.kernel` asks for what cannot be on these devices.
     """
+    attention_kernels(config, architecture, mesh)
     schedule = learning_rate_schedule(config.optimizer, steps=config.steps)
 
     def step(

@@ -54,7 +54,8 @@ def test_all_contenders_take_the_same_step_of_a_real_corpus(tiny_config):
 def test_gradcache_takes_less_memory(capsys, tiny_config):
     with pytest.raises(SystemExit) as stop:
         args = ["--config", str(tiny_config), "--chunks", "8", "--repeats", "1", "--json"]
-        cli.main(["bench", "step", *args, "--set", "data.global_batch=512"])
+        changes = ("data.global_batch=512", "loss.symmetric=True")
+        cli.main(["bench", "step", *args, "--set", *changes])
     assert not stop.value.code
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     whole, chunked = found["rows"]
@@ -62,6 +63,7 @@ def test_gradcache_takes_less_memory(capsys, tiny_config):
     assert chunked["temporary_mib"] < 0.5 * whole["temporary_mib"]
     assert chunked["first_loss"] == pytest.approx(whole["first_loss"], rel=1e-5)
     assert found["pairs"] == 512 and found["machine"]["devices"] == 8
+    assert any("symmetric=False for all" in note for note in found["notes"])
     assert "one CPU device" in found["notes"][-1]  # why there are no peers
 
 
@@ -118,7 +120,7 @@ def test_a_loss_that_the_peers_do_not_have_is_refused(change, why, tiny_config):
         StepOptions(config=config)
 
 
-@pytest.mark.parametrize("command", ["loss", "step", "pack"])
+@pytest.mark.parametrize("command", ["loss", "step", "pack", "attention", "encode"])
 def test_help_of_a_benchmark_loads_nothing_heavy(command):
     code = f"""
 import sys

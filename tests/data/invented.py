@@ -29,6 +29,7 @@ def of_lists(
         queries=rng.integers(4, 60, (count, 2)).astype(np.int32),
         candidates=rng.integers(4, 60, (candidates, 2)).astype(np.int32),
         tasks=np.zeros(count, np.int32),
+        datasets=np.zeros(count, np.int32),
         prompts=np.full(count, 3, np.int32),
         offsets=_offsets(positives),
         positives=_joined(positives),

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marvel_jax.data import chat
+from marvel_jax.data import tokenizer as word_pieces
 from marvel_jax.data.chat import ChatTokenizer, ChatTokens, format_text
 from marvel_jax.data.items import Image, Item
 from marvel_jax.errors import MarvelError
@@ -280,3 +281,81 @@ def test_bad_requests_are_told(tmp_path) -> None:
     other["added_tokens"] = []
     with pytest.raises(MarvelError, match=r"<\|im_start\|>"):
         samples.processor().__class__(ChatTokenizer(other))
+
+
+# --- options for ablations ---------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(ITEMS, st.sampled_from(chat.TEMPLATES), st.integers(1, 12))
+def test_a_pooled_instruction_changes_the_mask_alone(item, template, limit) -> None:
+    masked = render(item, template, max_text_tokens=limit)
+    pooled = render(item, template, max_text_tokens=limit, instruction="pooled")
+    without = render(item, template, max_text_tokens=limit, instruction="none")
+    np.testing.assert_array_equal(pooled.tokens, masked.tokens)
+    assert pooled.image_spans == masked.image_spans and pooled.pooled.all()
+    assert masked.pooled.all() == np.array_equal(masked.tokens, without.tokens)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ITEMS, st.sampled_from(chat.TEMPLATES))
+def test_no_instruction_is_an_item_without_one(item, template) -> None:
+    found = render(item, template, instruction="none")
+    expected = render(item.with_instruction(None), template)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.pooled, expected.pooled)
+
+
+@pytest.mark.parametrize("template", ["marvel", "umarvel_released"])
+@pytest.mark.parametrize(
+    ("item", "before", "asked"),
+    [
+        (Item.of(text="a pear"), "A pear.", "sentence"),
+        (Item.of(image=PICTURE), "", "image"),
+        (Item.of(text="a pear", image=PICTURE), "A pear.", "image and sentence"),
+    ],
+)
+def test_a_compression_prompt_ends_the_users_turn(template, item, before, asked) -> None:
+    found = render(item, template, prompt="one_word")
+    prompt = f"{before}\nSummarize above {asked} in one word: "
+    assert f"{prompt}<|im_end|>" in written(found.tokens)
+    assert found.pooled[-10:].all()
+
+
+def test_text_and_prompt_are_encoded_as_one_string() -> None:
+    """A full stop and the line end behind it may be one token, as they are in Qwen2-VL's."""
+    trained = word_pieces.train(["A pear.\nSummarize"] * 9, vocabulary=300)
+    whole = trained.encode("user\nA pear.\nSummarize above sentence in one word: ").ids
+    parts = trained.encode("user\nA pear.").ids + trained.encode("\nSummarize").ids
+    assert whole[: len(parts)] != parts
+    found = chat.render(
+        Item.of(text="a pear"),
+        tokenizer=ChatTokenizer.from_tokenizer(trained),
+        template="marvel",
+        image_tokens=[],
+        prompt="one_word",
+    )
+    assert found.tokens[1:-1].tolist() == whole
+
+
+@settings(max_examples=100, deadline=None)
+@given(ITEMS, st.sampled_from(["marvel", "umarvel_released"]), st.integers(0, 6))
+def test_truncation_leaves_the_prompt_whole(item, template, limit) -> None:
+    plain = render(item, template, max_text_tokens=limit)
+    asked = render(item, template, max_text_tokens=limit, prompt="one_word")
+    assert "in one word: <|im_end|>" in written(asked.tokens)
+    np.testing.assert_array_equal(asked.tokens[~asked.pooled], plain.tokens[~plain.pooled])
+    assert len(asked.tokens) > len(plain.tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "two_words"}, "prompt is 'two_words': choose one of none, one_word"),
+        ({"instruction": "hidden"}, "instruction is 'hidden': choose one of masked, pooled, none"),
+        ({"template": "gme", "prompt": "one_word"}, "'gme' has no prompt"),
+    ],
+)
+def test_unknown_options_are_refused(options, message) -> None:
+    with pytest.raises(MarvelError, match=message):
+        render(Item.of(text="a"), **{"template": "marvel", **options})

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marvel_jax.bench.mbeir_lengths import MbeirMix, mbeir_lengths
 from marvel_jax.bench.pack import MBEIR_ROW
 from marvel_jax.data.batch import RowShape
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
+from marvel_jax.data.mbeir_lengths import MbeirMix, mbeir_lengths
 from marvel_jax.data.plan_shards import batch_shapes
 from tests.data import invented
 

@@ -59,7 +59,7 @@ def test_rows_are_read_in_any_order(folder):  # noqa: F811
 
 def test_each_picture_is_stored_once(folder):  # noqa: F811
     source = tfds.builder_from_directory(
-        str(folder / "tfds/emoji_retrieval/pictures/1.0.0")
+        str(folder / "tfds/mbeir_retrieval/pictures/2.0.0")
     ).as_data_source("pictures", decoders={"image": tfds.decode.SkipDecoding()})
     stored = {row["path"].decode(): row["image"] for row in source}
     files = {

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marvel_jax.models import attention, lora
+from marvel_jax.models import lora
+from marvel_jax.models.kernels import xla
 from marvel_jax.models.qwen2_vl import embed, init_params
 from marvel_jax.recipes.emoji import architecture
 from tests import plain_step
@@ -43,7 +44,7 @@ def everything_kept() -> AbstractContextManager:
 
 def whole_rows() -> AbstractContextManager:
     """All queries of a row at a time."""
-    return mock.patch.object(attention, "_CHUNK", 2**30)
+    return mock.patch.object(xla, "_CHUNK", 2**30)
 
 
 def main(shape: str = "quickstart", repeats: str = "10") -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.models import attention
 from marvel_jax.models.attention import attend
+from marvel_jax.models.kernels import Kernel, xla
 from marvel_jax.models.pooling import pool
 from marvel_jax.models.rotary import grid_angles, mrope_angles, rotate
 
@@ -44,7 +44,7 @@ def inputs(seed):
 
 
 def with_chunks_of(size):
-    return mock.patch.object(attention, "_CHUNK", size)
+    return mock.patch.object(xla, "_CHUNK", size)
 
 
 @settings(max_examples=25, deadline=None)
@@ -107,7 +107,7 @@ def test_gradients_are_added_over_chunks_in_float32():
 def test_a_kernel_that_does_not_exist_is_refused():
     x = jnp.zeros((1, 2, 1, 4))
     with pytest.raises(MarvelError, match="fast"):
-        attend(x, x, x, segments=jnp.ones((1, 2)), causal=False, implementation="fast")
+        attend(x, x, x, segments=jnp.ones((1, 2)), causal=False, kernel=Kernel("fast"))
     with pytest.raises(MarvelError, match="everything"):
         attend(x, x, x, segments=jnp.ones((1, 2)), causal=False, keep="everything")
 

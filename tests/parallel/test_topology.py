@@ -1,19 +1,19 @@
 """Topologies have names; a wrong one, or a plugin that is missing, is told."""
 
 import importlib.util
+import time
 
 import pytest
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.parallel.topology import (
-    GPUS,
-    Topology,
-    call_in_child,
-    compile_only_devices,
-)
+from marvel_jax.parallel.chips import CHIPS
+from marvel_jax.parallel.topology import Topology, call_in_child, compile_only_devices
 
 HERE = "tests.parallel.test_topology:"
 CUDA = any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13))
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+GPUS = {name: chip.gpu for name, chip in CHIPS.items() if chip.gpu}
+TPUS = {name: chip.slices for name, chip in CHIPS.items() if chip.slices}
 
 
 def describe(*, topology, double=0):
@@ -40,7 +40,12 @@ def crash(*, topology):
         ("cpu:eight", "is no topology"),
         ("tpu:v5e:8x", "is no topology"),
         ("gpu:h300:8", "one of a100-80, h100, h200, b200, not 'h300'"),
-        ("gpu:h100:12", "multiple of 8"),
+        ("gpu:h100:12", "multiple of 8, as gpu:h100:16"),
+        ("tpu:v9:2x2", "one of v5e, v5p, v6e, not 'v9'"),
+        ("tpu:v4:2x2x1", "one of v5e, v5p, v6e, not 'v4'"),
+        ("tpu:v5e:32x32", "two sides|2 sides, of at most 16x16 chips, as tpu:v5e:1x1"),
+        ("tpu:v5e:4x4x4", "2 sides"),
+        ("tpu:v5p:8x8", "3 sides, of at most 16x20x28 chips"),
     ],
 )
 def test_names_that_mean_nothing_are_refused(name, message):
@@ -52,6 +57,9 @@ def test_names_that_mean_something():
     assert Topology.parse("gpu:h100:64") == Topology("gpu", "h100", (64,))
     assert Topology.parse("gpu:b200:2").shape == (2,)
     assert Topology.parse("tpu:v5e:8x8") == Topology("tpu", "v5e", (8, 8))
+    assert Topology.parse("tpu:v5p:28x16x20").devices == 16 * 20 * 28
+    assert [Topology.parse(name).per_host for name in ("gpu:h100:4", "tpu:v5e:8x8")] == [4, 4]
+    assert Topology.parse("cpu:8").figures is None
     assert Topology.parse("cpu:3") == Topology("cpu", "", (3,))
 
 
@@ -73,14 +81,39 @@ def test_a_child_tells_what_went_wrong():
         call_in_child(HERE + "crash", topology="cpu:1", arguments={})
 
 
-@pytest.mark.skipif(CUDA, reason="the plugin is installed")
-def test_a_missing_plugin_is_named():
-    with pytest.raises(MarvelError, match=r"pip install 'marvel-jax\[cuda13\]'"):
-        call_in_child(HERE + "describe", topology="gpu:h100:8", arguments={})
+def hang(*, topology):
+    time.sleep(60)
 
 
-@pytest.mark.skipif(not CUDA, reason="jax[cuda13] is not installed")
+def test_a_child_that_takes_too_long_is_ended():
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="over 2 s"):
+        call_in_child(HERE + "hang", topology="cpu:1", arguments={}, seconds=2)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("topology", "extra", "there"),
+    [("gpu:h100:8", "plan-gpu", CUDA), ("tpu:v5e:2x2", "plan-tpu", LIBTPU)],
+)
+def test_a_missing_compiler_is_named(topology, extra, there):
+    if there:
+        pytest.skip("the compiler is installed")
+    with pytest.raises(MarvelError, match=rf"pip install 'marvel-jax\[{extra}\]'"):
+        call_in_child(HERE + "describe", topology=topology, arguments={})
+
+
+@pytest.mark.skipif(not CUDA, reason="jax's CUDA plugin is not installed (extra plan-gpu)")
 @pytest.mark.parametrize("chip", GPUS)
 def test_gpus_that_are_not_here_can_be_compiled_for(chip):
     count, kind, _ = call_in_child(HERE + "describe", topology=f"gpu:{chip}:16", arguments={})
     assert (count, kind) == (16, GPUS[chip].name)
+
+
+@pytest.mark.skipif(not LIBTPU, reason="libtpu is not installed (extra plan-tpu)")
+@pytest.mark.parametrize("chip", TPUS)
+def test_tpus_that_are_not_here_can_be_compiled_for(chip):
+    shape = TPUS[chip].examples[-1]
+    count, kind, _ = call_in_child(HERE + "describe", topology=f"tpu:{chip}:{shape}", arguments={})
+    assert count == Topology.parse(f"tpu:{chip}:{shape}").devices
+    assert CHIPS[chip].kind in kind

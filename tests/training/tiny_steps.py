@@ -7,18 +7,25 @@ all divide by eight.
 import dataclasses
 from collections.abc import Iterator
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from marvel_jax.data import lengths, pipeline
 from marvel_jax.data.batch import Batch
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
 from marvel_jax.models.lora import LoraConfig
 from marvel_jax.models.qwen2_vl import init_params
-from marvel_jax.parallel.mesh import MeshConfig, data_shards, make_mesh
+from marvel_jax.parallel.mesh import (
+    MESH_AXES,
+    MeshConfig,
+    data_shards,
+    device_grid,
+    make_mesh,
+)
 from marvel_jax.parallel.sharding import put_batch
 from marvel_jax.training.config import (
     DataConfig,
@@ -105,10 +112,24 @@ class Built(NamedTuple):
     step: Step
 
 
+def mesh_for(sizes: MeshConfig) -> Mesh:
+    """A mesh of as many fake devices as it takes; `groups` of them stand for so many hosts."""
+    devices = jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor]
+    if sizes.groups == 1:
+        return make_mesh(sizes, devices=devices)
+    each = len(devices) // sizes.groups
+    hosts = [
+        SimpleNamespace(id=number, process_index=number // each, platform="cpu", device_kind="cpu")
+        for number in range(len(devices))
+    ]
+    places = np.vectorize(lambda stand_in: stand_in.id)(device_grid(sizes, hosts))
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    return Mesh(np.array(devices)[places], MESH_AXES, axis_types=axis_types)
+
+
 def build(config: TrainConfig, *, zeros: bool = False) -> Built:
     """With `zeros` in place of all values, for any architecture."""
-    sizes = config.mesh
-    mesh = make_mesh(sizes, devices=jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor])
+    mesh = mesh_for(config.mesh)
     architecture = config.model.scratch
     assert architecture is not None
     optimizer = make_optimizer(config.optimizer, steps=config.steps)

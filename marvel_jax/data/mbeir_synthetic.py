@@ -1,0 +1,390 @@
+"""A synthetic M-BEIR: all sixteen sets of the real one in its layout, of any size."""
+
+import csv
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from marvel_jax.data import mbeir_write, synthetic_scenes, tokenizer
+from marvel_jax.data.emoji import TOKENIZER_FOLDER
+from marvel_jax.data.items import TASKS
+from marvel_jax.data.mbeir_sets import SETS, MbeirSet
+from marvel_jax.data.synthetic_scenes import Scene
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import atomic_folder, write_json, write_jsonl, write_text
+
+NLI_FILE = "nli_for_simcse.csv"
+CAPTIONS_FILE = "cc3m-595k/train_anno.json"
+MANIFEST = "manifest.json"
+
+Progress = Callable[[str, int, int], None]  # (stage, done, in all)
+
+_SPLITS = ("train", "val", "test")
+# Share of the training queries that are no copies, where small sets were repeated: together they
+# make the 183 thousand copies among the 1.33 million rows of the real file.
+_UNIQUE = {"webqa": 0.33, "edis": 0.52, "nights": 0.32, "fashioniq": 0.32, "cirr": 0.52}
+_WITH_NEGATIVES = ("webqa", "edis")
+_MOST_RELEVANT = 20
+_LEAST_TRAIN, _LEAST_TEST = 8, 4
+_TOKENIZER_TEXTS, _VOCABULARY = 5_000, 2_000
+_NOUNS = {
+    "visualnews": "news",
+    "mscoco": "everyday",
+    "fashion200k": "fashion",
+    "webqa": "encyclopedia",
+    "edis": "press",
+    "nights": "similar",
+    "oven": "object",
+    "infoseek": "knowledge",
+    "fashioniq": "garment",
+    "cirr": "changed",
+}
+_WANTED = {"text": "text", "image": "picture", "image,text": "picture with its text"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much to make.
+
+    `train` counts rows of the union file and `test` queries of the test split (validation has as
+    many), over all sets; a query brings about `distractors` candidates that answer nothing, where
+    the real pool is that large. `short_side` of a picture is in pixels (256 in the real data);
+    `text` shortens texts.
+    """
+
+    train: int
+    test: int
+    distractors: int = 4
+    short_side: int = 56
+    text: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field, least in (("train", 1), ("test", 1), ("distractors", 0), ("short_side", 16)):
+            if getattr(self, field) < least:
+                raise MarvelError(f"{field} is {getattr(self, field)}: give at least {least}.")
+        if not 0 < self.text <= 1:
+            raise MarvelError(f"text is {self.text}: give a share above 0, at most 1.")
+
+
+SIZES: Mapping[str, Size] = {
+    "tiny": Size(train=480, test=128, distractors=2, text=0.25),
+    "small": Size(train=6_000, test=1_600),
+    "medium": Size(train=60_000, test=8_000, distractors=8, short_side=112, text=1.0),
+    "full": Size(train=1_332_790, test=190_573, distractors=28, short_side=256, text=1.0),
+}
+
+
+def read_size(text: str) -> Size:
+    """A size by its name, or by its number of training queries.
+
+    Raises:
+      MarvelError: it is neither.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    if not text.isdecimal() or not int(text):
+        raise MarvelError(
+            f"size {text!r}: choose one of {', '.join(SIZES)}, or a number of training queries."
+        )
+    return Size(train=int(text), test=max(_LEAST_TEST * len(SETS), int(text) // 8))
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` wrote."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def build(
+    out: Path | str,
+    *,
+    size: Size | None = None,
+    seed: int = 0,
+    with_pairs: bool = False,
+    progress: Progress | None = None,
+) -> Built:
+    """Writes a folder in the M-BEIR layout; `out` is whole afterwards or does not exist.
+
+    Names, ids, tasks, modalities, splits, pools (local, and global over all sets; MSCOCO's one for
+    each split), instructions, qrels, the union file with copies of small sets' queries: all as in
+    the real one, and in its proportions of queries, texts' lengths, pictures' shapes, answers a
+    query and queries an answer. Queries and answers show the same scene of coloured shapes, and
+    no test scene is a training scene, so there is something to learn. A few queries have negatives
+    (WebQA, EDIS). A tokenizer for models from scratch lies beside. `with_pairs` adds sentence
+    triplets and captioned pictures. The same arguments and versions give the same files.
+
+    Raises:
+      MarvelError: `out` exists already, or the seed is negative.
+    """
+    size = SIZES["tiny"] if size is None else size
+    if seed < 0:
+        raise MarvelError(f"seed {seed} is negative: give 0 or more.")
+    report: Progress = progress or (lambda stage, done, total: None)
+    with atomic_folder(out) as folder:
+        maker = _Maker(folder, size, seed)
+        for number in range(len(SETS)):
+            report("sets", number, len(SETS))
+            maker.make_set(number)
+        manifest = maker.finish()
+        if with_pairs:
+            report("pairs", 0, 1)
+            manifest["pairs"] = _write_pairs(folder, size, seed)
+        texts = itertools.chain(
+            tokenizer.TEMPLATE_TEXTS, *maker.instructions, maker.texts[:_TOKENIZER_TEXTS]
+        )
+        tokenizer.save(tokenizer.train(texts, vocabulary=_VOCABULARY), folder / TOKENIZER_FOLDER)
+        write_json(folder / MANIFEST, manifest)
+    return Built(Path(out), manifest)
+
+
+class _Maker:
+    """Writes set after set and remembers what the files over all sets need."""
+
+    def __init__(self, folder: Path, size: Size, seed: int) -> None:
+        self.folder, self.size, self.seed = folder, size, seed
+        self.texts: list[str] = []
+        self.instructions: list[tuple[str, ...]] = []
+        self._table: list[mbeir_write.InstructionRow] = []
+        self._union: list[dict[str, Any]] = []
+        self._pools: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
+        self._queries = {one.dataset: itertools.count(1) for one in SETS}
+        self._candidates = {one.dataset: itertools.count(1) for one in SETS}
+        self._pictures = itertools.count()
+        self._counts: dict[str, dict[str, int]] = {}
+
+    def make_set(self, number: int) -> None:
+        """One task of one data set: its queries of all splits, its pools and its instructions."""
+        one = SETS[number]
+        wanted = self._wanted(one)
+        rng = np.random.default_rng([self.seed, number, 1])
+        scenes = _Scenes(sum(wanted.values()) * (2 + self.size.distractors), rng)
+        pools = {}
+        for split in _SPLITS:
+            queries, pools[split] = self._make_split(one, split, wanted[split], scenes, rng)
+            mbeir_write.write_queries(
+                self.folder, one.name, task=one.task, split=split, records=queries
+            )
+            if split == "train":
+                self._union += self._repeated(one, queries)
+            self._pools[split] += pools[split]
+        if one.name == "mscoco":
+            for split in ("val", "test"):
+                mbeir_write.write_local_pool(
+                    self.folder, one.name, task=one.task, split=split, records=pools[split]
+                )
+        else:
+            both = pools["val"] + pools["test"]
+            mbeir_write.write_local_pool(self.folder, one.name, task=one.task, records=both)
+            # Validation and test share their local pool, as in the real data.
+            self._pools["val"] += pools["test"]
+            self._pools["test"] += pools["val"]
+        self._counts[one.full_name] = {**wanted, "pool": sum(map(len, pools.values()))}
+        task = TASKS[one.task]
+        prompts = _prompts(one)
+        self.instructions.append(prompts)
+        self._table.append(
+            mbeir_write.InstructionRow(
+                task.query_modality, task.candidate_modality, one.name, one.dataset, prompts
+            )
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Writes what spans all sets; returns the manifest."""
+        order = np.random.default_rng([self.seed, 2]).permutation(len(self._union))
+        write_jsonl(
+            self.folder / "query" / "union_train" / "mbeir_union_up_train.jsonl",
+            (self._union[place] for place in order.tolist()),
+        )
+        for split, records in self._pools.items():
+            mbeir_write.write_union_pool(self.folder, split=split, records=records)
+        mbeir_write.write_instruction_table(self.folder, self._table)
+        return {
+            "format": "marvel-synthetic-mbeir",
+            "version": 1,
+            "seed": self.seed,
+            "size": vars(self.size),
+            "sets": self._counts,
+            "union_train": len(self._union),
+            "pools": {split: len(records) for split, records in self._pools.items()},
+            "versions": {name: metadata.version(name) for name in ("pillow", "numpy")},
+        }
+
+    def _wanted(self, one: MbeirSet) -> dict[str, int]:
+        """How many queries of each split, copies not counted."""
+        train = self.size.train * one.train / sum(other.train for other in SETS)
+        train *= _UNIQUE.get(one.name, 1.0)
+        test = self.size.test * one.test_queries / sum(other.test_queries for other in SETS)
+        several = max(_LEAST_TEST, round(test))
+        return {"train": max(_LEAST_TRAIN, round(train)), "val": several, "test": several}
+
+    def _repeated(self, one: MbeirSet, queries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows = max(len(queries), round(len(queries) / _UNIQUE.get(one.name, 1.0)))
+        return list(itertools.islice(itertools.cycle(queries), rows))
+
+    def _make_split(
+        self,
+        one: MbeirSet,
+        split: str,
+        count: int,
+        scenes: "_Scenes",
+        rng: np.random.Generator,
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(query records, candidate records)."""
+        sharing = max(1, round(one.test_queries * one.relevant / one.pool))
+        shown = [scenes.take() for _ in range(-(-count // sharing))]
+        pool: list[dict[str, Any]] = []
+        answers: list[list[str]] = []
+        for scene in shown:
+            relevant = min(1 + int(rng.poisson(one.relevant - 1)), _MOST_RELEVANT)
+            made = [self._candidate(one, split, scene, rng) for _ in range(relevant)]
+            answers.append([record["did"] for record in made])
+            pool += made
+        ratio = one.pool / one.test_queries - one.relevant / sharing
+        if split == "train":  # the real training pool is hardly more than what is asked for
+            ratio = min(ratio, 1)
+        others = round(count * min(self.size.distractors, max(ratio, 0)))
+        pool += [self._candidate(one, split, scenes.take(), rng) for _ in range(others)]
+        queries = []
+        for number in range(count):
+            group = number % len(shown)
+            negatives: list[str] = []
+            if one.name in _WITH_NEGATIVES and len(shown) > 2:
+                negatives = [answers[(group + step) % len(shown)][0] for step in (1, 2)]
+            queries.append(self._query(one, split, shown[group], answers[group], negatives, rng))
+        return queries, pool
+
+    def _query(
+        self,
+        one: MbeirSet,
+        split: str,
+        scene: Scene,
+        positives: list[str],
+        negatives: list[str],
+        rng: np.random.Generator,
+    ) -> dict[str, Any]:
+        core = f"where is {scene}" if one.asks == "question" else str(scene)
+        if one.task == 7:
+            scene, core = synthetic_scenes.changed(scene, rng)
+        elif one.task in (6, 8):
+            core = f"what is beside the {scene.things[0].shape}"
+        return mbeir_write.query_record(
+            f"{one.dataset}:{next(self._queries[one.dataset])}",
+            task=one.task,
+            text=self._text(one.asks, core, rng),
+            image=self._picture(one, split, scene, rng, TASKS[one.task].query_modality),
+            positives=positives,
+            negatives=negatives,
+        )
+
+    def _candidate(
+        self, one: MbeirSet, split: str, scene: Scene, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        return mbeir_write.candidate_record(
+            f"{one.dataset}:{next(self._candidates[one.dataset])}",
+            text=self._text(one.answers, str(scene), rng),
+            image=self._picture(one, split, scene, rng, TASKS[one.task].candidate_modality),
+        )
+
+    def _text(self, kind: Any, core: str, rng: np.random.Generator) -> str | None:
+        if kind is None:
+            return None
+        text = synthetic_scenes.write(kind, core, scale=self.size.text, rng=rng)
+        self.texts.append(text)
+        return text
+
+    def _picture(
+        self, one: MbeirSet, split: str, scene: Scene, rng: np.random.Generator, modality: str
+    ) -> str | None:
+        if "image" not in modality:
+            return None
+        path = f"mbeir_images/{one.name}/{split}/{next(self._pictures):08d}.jpg"
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        content = synthetic_scenes.draw(scene, short_side=self.size.short_side, rng=rng)
+        (self.folder / path).write_bytes(content)
+        return path
+
+
+class _Scenes:
+    """Scenes that do not come again, with as few things as give enough of them."""
+
+    def __init__(self, count: int, rng: np.random.Generator) -> None:
+        self._things = next(
+            things for things in range(2, 9) if count <= synthetic_scenes.count_scenes(things)
+        )
+        self._count = synthetic_scenes.count_scenes(self._things)
+        self._place = int(rng.integers(self._count))
+        # Steps of a size without a common divisor lead through all before one comes again.
+        steps = (int(rng.integers(self._count)) for _ in itertools.count())
+        self._step = next(step for step in steps if math.gcd(step, self._count) == 1)
+
+    def take(self) -> Scene:
+        """The next one."""
+        self._place = (self._place + self._step) % self._count
+        return synthetic_scenes.scene(self._place, things=self._things)
+
+
+def _prompts(one: MbeirSet) -> tuple[str, ...]:
+    task, noun = TASKS[one.task], _NOUNS[one.name]
+    asked, wanted = _WANTED[task.query_modality], _WANTED[task.candidate_modality]
+    return (
+        f"Find the {noun} {wanted} that belongs to this {asked}.",
+        f"Which {noun} {wanted} answers the {asked}?",
+        f"Pick out the {noun} {wanted} that fits the {asked}.",
+        f"From the {asked}, look up the right {noun} {wanted}.",
+    )
+
+
+def _write_pairs(folder: Path, size: Size, seed: int) -> dict[str, int]:
+    """Sentence triplets in SimCSE's csv, and captioned pictures as CC3M-595K lists them."""
+    rng = np.random.default_rng([seed, 3])
+    count = max(_LEAST_TRAIN * 4, size.train // 2)
+    scenes = _Scenes(3 * count, rng)
+    text = _CsvText()
+    rows = csv.writer(text)
+    rows.writerow(["sent0", "sent1", "hard_neg"])
+    for _ in range(count):
+        scene = scenes.take()
+        other, _ = synthetic_scenes.changed(scene, rng)
+        said, true = (
+            synthetic_scenes.write("caption", str(scene), scale=1.0, rng=rng) for _ in range(2)
+        )
+        false = synthetic_scenes.write("caption", str(other), scale=1.0, rng=rng)
+        rows.writerow([said, true, false])
+    write_text(folder / NLI_FILE, "".join(text.lines))
+    entries = {}
+    for number in range(count):
+        scene = scenes.take()
+        path = folder / CAPTIONS_FILE
+        picture = Path("images") / f"{number:08d}.jpg"
+        (path.parent / picture).parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / picture).write_bytes(
+            synthetic_scenes.draw(scene, short_side=size.short_side, rng=rng)
+        )
+        caption = synthetic_scenes.write("caption", str(scene), scale=1.0, rng=rng)
+        entries[f"{number:08d}"] = {
+            "h5v": picture.as_posix(),
+            "h5a": "",
+            "text": "",
+            "instruct_ans": [caption],
+        }
+    write_text(folder / CAPTIONS_FILE, json.dumps(entries, ensure_ascii=False))
+    return {"nli": count, "captions": count}
+
+
+class _CsvText:
+    """What csv.writer writes to."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, line: str) -> None:
+        self.lines.append(line)

@@ -1,0 +1,114 @@
+"""Where queries and candidates come from, in one description, and how it is opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from marvel_jax.data.items import RetrievalSource
+from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.data.mined import with_negatives
+from marvel_jax.data.pair_captions import CaptionPairs
+from marvel_jax.data.pair_csv import NliTriplets
+from marvel_jax.data.pair_jsonl import JsonPairs
+from marvel_jax.data.pairs import PairSource
+from marvel_jax.data.plan_groups import PartShare
+from marvel_jax.data.webdataset import WebDatasetSource
+from marvel_jax.errors import MarvelError
+
+Reader = Literal["mbeir", "tfds", "nli", "captions", "jsonl", "webdataset"]
+
+_IN_FOLDERS = ("mbeir", "tfds")
+_WITH_IMAGES = ("captions", "jsonl")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of queries and candidates.
+
+    reader: of what form `path` is. "mbeir" and "tfds": a corpus folder, of which `split` is read.
+      "nli": a csv of sentence triplets. "captions": a JSON object of captions (CC3M-595K).
+      "jsonl": pairs of any kind, one a line. "webdataset": tar shards (a folder, a file or a
+      pattern).
+    images: where the relative picture paths of "captions" and "jsonl" begin (None: the file's
+      folder).
+    include, exclude: parts of an M-BEIR folder ("mbeir" only): "nights", "task4", "oven_task6".
+    mined: a file of mined negatives for exactly these queries and candidates, in the place of the
+      source's own.
+    name, weight, task_weights: in a mixture only: what stands before ids (None: the reader), the
+      part's share of all batches and its tasks' shares within it (None: by size).
+    """
+
+    path: str
+    reader: Reader = "mbeir"
+    split: str = "train"
+    images: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    mined: str | None = None
+    name: str | None = None
+    weight: float | None = None
+    task_weights: dict[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.reader not in _WITH_IMAGES:
+            raise MarvelError(
+                f"images={self.images!r} with reader={self.reader!r}: only "
+                f"{' and '.join(_WITH_IMAGES)} take a folder of pictures. Leave it None."
+            )
+        if (self.include or self.exclude) and self.reader != "mbeir":
+            raise MarvelError(
+                f"include={list(self.include)}, exclude={list(self.exclude)} with "
+                f"reader={self.reader!r}: only 'mbeir' has sets to choose from."
+            )
+        for field in ("include", "exclude"):
+            value = getattr(self, field)
+            if isinstance(value, str):  # each of its letters would be a choice
+                raise MarvelError(f"{field}={value!r} is one text: write ({value!r},).")
+        _ = self.share
+
+    @property
+    def label(self) -> str:
+        """The part's name in a mixture."""
+        return self.name if self.name is not None else self.reader
+
+    @property
+    def share(self) -> PartShare:
+        """What the plan has to know of a part."""
+        return PartShare(self.weight, self.task_weights)
+
+
+def open_source(config: SourceConfig, *, field: str = "data") -> RetrievalSource:
+    """Opens a source; `field` is what messages call its description.
+
+    Raises:
+      MarvelError: the path does not exist, or what its reader or `with_negatives` refuses.
+    """
+    source = _read(config, field)
+    return source if config.mined is None else with_negatives(source, config.mined)
+
+
+def _read(config: SourceConfig, field: str) -> RetrievalSource:
+    path = Path(config.path)
+    if config.reader in _IN_FOLDERS and not path.is_dir():
+        raise MarvelError(
+            f"{field}.path={config.path} does not exist: build it first (`marvel data emoji --out "
+            f"{config.path}`), or name another folder."
+        )
+    if config.reader == "mbeir":
+        return MbeirFolder(path).source(
+            config.split, include=config.include, exclude=config.exclude
+        )
+    if config.reader == "tfds":
+        from marvel_jax.data.tfds_source import TfdsSource  # half a second to import
+
+        return TfdsSource.open(path, config.split)
+    try:
+        if config.reader == "webdataset":
+            return WebDatasetSource(path)
+        if config.reader == "nli":
+            return PairSource(NliTriplets(path))
+        if config.reader == "captions":
+            return PairSource(CaptionPairs(path, images=config.images))
+        return PairSource(JsonPairs(path, images=config.images))
+    except MarvelError as error:
+        raise MarvelError(f"{field} (reader={config.reader!r}): {error}") from error

@@ -1,0 +1,1 @@
+"""What a run will take on machines that need not be here."""

@@ -1,0 +1,322 @@
+"""Recall and reranker joined into one score: the weight fitted on validation, judged on test.
+
+A weight never comes from the queries that it is judged on: what was fitted remembers its queries,
+and judging refuses to meet one of them again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from marvel_jax.data.items import RetrievalSource
+from marvel_jax.data.teacher import TeacherLists
+from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval import metrics
+from marvel_jax.retrieval.metrics import Interval
+
+Form = Literal["add", "alpha"]
+Scope = Literal["task", "global"]
+
+GRIDS: dict[str, tuple[float, ...]] = {
+    "add": tuple(step / 20 for step in range(41)),
+    "alpha": tuple(step / 20 for step in range(21)),
+}
+"""The weights that are tried: 0 to 2 and 0 to 1, in steps of 0.05."""
+
+_RECALL_ALONE = {"add": 0.0, "alpha": 1.0}
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """A set's retrieved lists, best first, with what the reranker says of each candidate.
+
+    k: the cut of the set's score, hit@k. candidates: int [Q, K] rows of the corpus, -1 = none at
+    the end of a list. recall: float [Q, K] cosines. p_yes: float [Q, K] P(Yes). relevant: each
+    query's right answers, as rows.
+    """
+
+    name: str
+    k: int
+    query_ids: Sequence[str]
+    candidates: np.ndarray
+    recall: np.ndarray
+    p_yes: np.ndarray
+    relevant: Sequence[np.ndarray]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        source: RetrievalSource,
+        lists: TeacherLists,
+        *,
+        k: int,
+        places: Sequence[int] | None = None,
+    ) -> "Reranked":
+        """A set from a file of a reranker's scores (`data.teacher.read_teacher`).
+
+        Args:
+          name: of the set, e.g. "mscoco_task0".
+          source: whose queries were scored; their positives are the right answers.
+          lists: the scores.
+          k: the cut of the set's score.
+          places: which queries of the source belong to the set; None is all.
+        """
+        chosen = range(len(source.queries)) if places is None else places
+        queries = [source.queries[place] for place in chosen]
+        rows = lists.lines[np.array(chosen, np.int64)]
+        return cls(
+            name=name,
+            k=k,
+            query_ids=[query.id for query in queries],
+            candidates=lists.candidates[rows],
+            recall=lists.recall[rows],
+            p_yes=lists.p_yes(rows),
+            relevant=[
+                np.array([source.candidate_index(one) for one in query.positives])
+                for query in queries
+            ],
+        )
+
+    def __post_init__(self) -> None:
+        queries, shape = len(self.query_ids), self.candidates.shape
+        if self.recall.shape != shape or self.p_yes.shape != shape or len(shape) != 2:
+            raise MarvelError(
+                f"{self.name}: candidates {shape}, recall {self.recall.shape} and p_yes "
+                f"{self.p_yes.shape} must be of one shape [queries, candidates]."
+            )
+        if shape[0] != queries or len(self.relevant) != queries or not queries:
+            raise MarvelError(
+                f"{self.name}: {queries} query ids, {shape[0]} lists, answers for "
+                f"{len(self.relevant)}: expected one of each for at least one query."
+            )
+        if not 1 <= self.k <= shape[1]:
+            raise MarvelError(f"{self.name}: hit@{self.k} of lists of {shape[1]} candidates.")
+        there = self.candidates >= 0
+        if not np.isfinite(np.where(there, self.recall + self.p_yes, 0.0)).all():
+            raise MarvelError(f"{self.name}: a similarity or P(Yes) is not finite.")
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """What `fit` found. `fitted_on` holds the validation queries as "set:query"."""
+
+    form: Form
+    scope: Scope
+    weights: Mapping[str, float]  # by set; one for all with the scope "global"
+    score: Mapping[str, float]  # hit@k of each set on validation, with its weight
+    grid: tuple[float, ...]
+    fitted_on: frozenset[str]
+
+    def of(self, name: str) -> float:
+        """The weight of a set.
+
+        Raises:
+          MarvelError: none was fitted for it.
+        """
+        if name not in self.weights:
+            raise MarvelError(
+                f"{name}: no fusion weight was fitted for this set, only for "
+                f"{', '.join(self.weights)}. Fit it on its validation split, or fit with "
+                "scope='global' on sets that include it."
+            )
+        return self.weights[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; of the queries their number."""
+        return {
+            "form": self.form,
+            "scope": self.scope,
+            "weights": dict(self.weights),
+            "validation_score": dict(self.score),
+            "grid": list(self.grid),
+            "validation_queries": len(self.fitted_on),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One set with and without reranking: hit@k, and the paired difference."""
+
+    name: str
+    k: int
+    num_queries: int
+    weight: float
+    recall: Interval
+    fused: Interval
+    change: Interval
+
+    @property
+    def verdict(self) -> Literal["helps", "hurts", "undecided"]:
+        """Whether the interval of the change lies on one side of zero."""
+        if self.change.low > 0:
+            return "helps"
+        return "hurts" if self.change.high < 0 else "undecided"
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """Every set, and the mean over sets."""
+
+    sets: tuple[Comparison, ...]
+    mean_recall: float
+    mean_fused: float
+    mean_change: Interval
+
+    @cached_property
+    def hurts(self) -> tuple[str, ...]:
+        """The sets that reranking makes worse."""
+        return tuple(one.name for one in self.sets if one.verdict == "hurts")
+
+    def lines(self) -> list[str]:
+        """As a table for a person."""
+        rows = [f"{'set':<22}{'queries':>8}  {'weight':<8}{'recall':<8}{'fused':<8}change"]
+        for one in self.sets:
+            low, high = one.change.low, one.change.high
+            rows.append(
+                f"{one.name:<22}{one.num_queries:>8,}  {one.weight:<8.2f}{one.recall.mean:<8.3f}"
+                f"{one.fused.mean:<8.3f}{one.change.mean:+.3f} [{low:+.3f}, {high:+.3f}] "
+                f"{one.verdict}"
+            )
+        mean = self.mean_change
+        rows.append(
+            f"mean: {self.mean_recall:.3f} -> {self.mean_fused:.3f}, {mean.mean:+.3f} "
+            f"[{mean.low:+.3f}, {mean.high:+.3f}]"
+        )
+        return rows
+
+
+def fuse(recall: np.ndarray, p_yes: np.ndarray, *, weight: float, form: Form) -> np.ndarray:
+    """Float64 scores: `add` is recall + w * P(Yes), `alpha` is w * recall + (1 - w) * P(Yes).
+
+    Raises:
+      MarvelError: an unknown form, or a weight that the form cannot have.
+
+    Source: U-MARVEL (specification 5.6): the code adds, the paper mixes with alpha.
+    """
+    _check_weight(weight, form)
+    recall, p_yes = recall.astype(np.float64), p_yes.astype(np.float64)
+    if form == "add":
+        return recall + weight * p_yes
+    return weight * recall + (1.0 - weight) * p_yes
+
+
+def reorder(lists: Reranked, *, weight: float, form: Form) -> np.ndarray:
+    """Int [Q, K]: the candidates ordered by their fused scores; equal ones as they were."""
+    scores = fuse(lists.recall, lists.p_yes, weight=weight, form=form)
+    scores = np.where(lists.candidates < 0, -np.inf, scores)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(lists.candidates, order, axis=1)
+
+
+def fit(
+    validation: Sequence[Reranked],
+    *,
+    form: Form = "add",
+    scope: Scope = "task",
+    grid: Sequence[float] | None = None,
+) -> FusionWeights:
+    """The weight with the best hit@k on validation: one for each set, or one for all.
+
+    With the scope "global" it is the mean over sets that counts. Of equally good weights it is
+    the one that trusts the reranker least, so where reranking changes nothing the order of recall
+    stays.
+
+    Args:
+      validation: lists of validation queries, never those that are judged.
+      form: add or alpha, see `fuse`.
+      scope: task or global.
+      grid: the weights to try; None takes `GRIDS[form]`.
+
+    Raises:
+      MarvelError: no set, a set twice, or a grid that the form cannot have.
+    """
+    names = [one.name for one in validation]
+    if not names or len(set(names)) < len(names):
+        raise MarvelError(f"fit needs validation sets of different names, found {names}.")
+    tried = tuple(GRIDS[form] if grid is None else grid)
+    if not tried:
+        raise MarvelError("grid is empty: give at least one weight.")
+    for weight in tried:
+        _check_weight(weight, form)
+    # From the least trust in the reranker on: argmax takes the first of the best.
+    tried = tuple(sorted(tried, key=lambda weight: abs(weight - _RECALL_ALONE[form])))
+    hits = np.array(
+        [[_hits(one, weight=weight, form=form).mean() for weight in tried] for one in validation]
+    )
+    if scope == "global":
+        best = np.full(len(names), int(hits.mean(axis=0).argmax()))
+    else:
+        best = hits.argmax(axis=1)
+    return FusionWeights(
+        form=form,
+        scope=scope,
+        weights={name: tried[place] for name, place in zip(names, best, strict=True)},
+        score={name: float(hits[row, best[row]]) for row, name in enumerate(names)},
+        grid=tuple(sorted(tried)),
+        fitted_on=frozenset(f"{one.name}:{id}" for one in validation for id in one.query_ids),
+    )
+
+
+def compare(
+    test: Sequence[Reranked], weights: FusionWeights, *, seed: int = 0, draws: int = 2000
+) -> FusionReport:
+    """Every set before and after reranking, with paired bootstrap intervals of the change.
+
+    Paired: the same queries are drawn for both, so only what reranking did to a query counts.
+
+    Raises:
+      MarvelError: a set has no weight, or holds queries that its weight was fitted on.
+    """
+    if not test:
+        raise MarvelError("There is no set to compare.")
+    found: list[Comparison] = []
+    means: list[np.ndarray] = []
+    for number, one in enumerate(test):
+        shared = [id for id in one.query_ids if f"{one.name}:{id}" in weights.fitted_on]
+        if shared:
+            raise MarvelError(
+                f"{one.name}: {len(shared)} of {len(one.query_ids)} queries were used to fit the "
+                f"weight ({', '.join(shared[:5])}): judge on a split of other queries."
+            )
+        weight = weights.of(one.name)
+        before = _hits(one, weight=_RECALL_ALONE[weights.form], form=weights.form)
+        after = _hits(one, weight=weight, form=weights.form)
+        set_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        change = after - before
+        resampled = metrics.bootstrap_means(change, seed=set_seed, draws=draws)
+        means.append(resampled)
+        found.append(
+            Comparison(
+                name=one.name,
+                k=one.k,
+                num_queries=len(before),
+                weight=weight,
+                recall=metrics.bootstrap_interval(before, seed=set_seed, draws=draws),
+                fused=metrics.bootstrap_interval(after, seed=set_seed, draws=draws),
+                change=metrics.interval_of(float(change.mean()), resampled),
+            )
+        )
+    mean = float(np.mean([one.change.mean for one in found]))
+    return FusionReport(
+        sets=tuple(found),
+        mean_recall=float(np.mean([one.recall.mean for one in found])),
+        mean_fused=float(np.mean([one.fused.mean for one in found])),
+        mean_change=metrics.interval_of(mean, np.mean(means, axis=0)),
+    )
+
+
+def _hits(lists: Reranked, *, weight: float, form: Form) -> np.ndarray:
+    ranking = reorder(lists, weight=weight, form=form)
+    return metrics.hit_at_k(ranking, lists.relevant, lists.k)
+
+
+def _check_weight(weight: float, form: str) -> None:
+    if form not in GRIDS:
+        raise MarvelError(f"form={form!r} is no fusion: choose add or alpha.")
+    if not np.isfinite(weight) or weight < 0 or (form == "alpha" and weight > 1):
+        allowed = "0 to 1" if form == "alpha" else "0 or more"
+        raise MarvelError(f"weight={weight} with form={form!r}: expected {allowed}.")
