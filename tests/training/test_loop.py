@@ -120,8 +120,9 @@ def test_other_data_in_the_same_place_is_refused(tiny_config, tiny_run, tiny_cor
 
 def test_what_does_not_change_the_result_may_change(tiny_config, tiny_run):
     paces = ("checkpoint.every=100", "data.prefetch=1", "mesh.fsdp=2", "sharding.embed=None")
-    memory = ("chunk_rows=2", "model.remat=full", "model.kernel=xla", "loss.implementation=ring", "loss.tile=8")
-    config = load_config(tiny_config, (*paces, *memory, "tracking.tensorboard=True"))
+    memory = ("chunk_rows=2", "model.remat=full", "loss.implementation=ring", "loss.tile=8")
+    other = ("model.kernel=xla", "tracking.tensorboard=True")
+    config = load_config(tiny_config, (*paces, *memory, *other))
     run_folder.require_same_run(tiny_run, run_folder.describe(config, open_inputs(config)))
 
 
