@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
-from marvel_jax.cli_bench import Json, bench
+from marvel_jax.cli_bench import bench
+from marvel_jax.cli_flags import Json
 from marvel_jax.cli_plan import plan
+from marvel_jax.cli_run import run, table
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import EXIT_ERROR, EXIT_INTERRUPTED, Outcome
 
@@ -26,6 +28,8 @@ data = SubcommandApp()
 app.command(data, name="data", help="Builds a corpus.")
 app.command(bench, name="bench", help="Measures loss, train step, packing, attention, encoding.")
 app.command(plan)
+app.command(run)
+app.command(table)
 
 
 @app.command

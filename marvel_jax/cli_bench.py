@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
+from marvel_jax.cli_flags import Json
 from marvel_jax.recipes.outcome import Outcome
-
-Json = Annotated[bool, arg(help="Print one JSON object as the last line of standard output.")]
 
 bench = SubcommandApp()
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from marvel_jax.cli_bench import Json
+from marvel_jax.cli_flags import Json
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, Outcome
 
@@ -57,6 +57,11 @@ def plan(
     from marvel_jax.recipes.config_file import open_config
     from marvel_jax.recipes.overrides import override
 
+    if batches and not search:
+        raise MarvelError(
+            "--batches are tried by --search: add it, or give one batch with --set "
+            "data.global_batch=..."
+        )
     console = Console(stderr=True)
     opened = open_config(config)
     changes = tuple(itertools.chain.from_iterable(overrides))

@@ -32,6 +32,7 @@ FLOORS = {
     "studies": 5,
     "cli_bench": 5,
     "cli_plan": 5,
+    "cli_run": 5,
     "cli": 6,
 }
 """A room imports only rooms on floors below it. What is not named here is the ground floor."""

@@ -24,6 +24,7 @@ from marvel_jax.bench.accelerator_steps import STEPS, Step
 from marvel_jax.bench.machine import spell, table
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import write_json
+from marvel_jax.parallel.chips import GPU_MEMORY_SHARE
 
 _ROOT = Path(marvel_jax.__file__).parents[1]
 _CHILD = "marvel_jax.bench.accelerator_steps"
@@ -33,9 +34,13 @@ _SECONDS_TO_DIE = 5.0
 # Of all the time, so that the result is told before it is up.
 _SECONDS_TO_TELL = 3.0
 _LEAST_SECONDS = 5.0
-# Of the device's memory: the check has it to itself, and 7B needs it.
-_ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", "TOKENIZERS_PARALLELISM": "false"}
-_ENVIRONMENT |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3", "HF_HUB_OFFLINE": "1"}
+_ENVIRONMENT = {
+    # Of the device's memory: the check has it to itself, and 7B needs it.
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": str(GPU_MEMORY_SHARE),
+    "TOKENIZERS_PARALLELISM": "false",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "HF_HUB_OFFLINE": "1",
+}
 
 # Ends the name of a step that measures torch at what the step of the rest of its name does.
 _TORCH = ", torch"
@@ -170,7 +175,10 @@ def _child(
     arguments: Sequence[str], *, torch: bool
 ) -> Iterator[tuple[subprocess.Popen[str], "queue.Queue[str | None]"]]:
     """A step's process and its lines, None at the end; however we leave, none of it stays."""
-    environment = {**_ENVIRONMENT, **os.environ, "PYTHONPATH": str(_ROOT)}
+    environment = {**_ENVIRONMENT, **os.environ}
+    # Behind us: on some machines it is where jax is.
+    searched = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
     cache = environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax"))
     Path(cache).mkdir(parents=True, exist_ok=True)
     if torch:

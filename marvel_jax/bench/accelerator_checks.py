@@ -65,6 +65,8 @@ def kernels(*, quick: bool, seconds_left: Callable[[], float]) -> Iterator[Row]:
 
 
 def _kernel_errors(kernel: Any, shape: Shape, *, dtype: str, causal: bool) -> Row:
+    import jax
+
     from marvel_jax.bench.attention_cases import errors, exact, make_case, rounded, run_case
     from marvel_jax.bench.kernels import needs_one_item, run_with
 
@@ -82,7 +84,9 @@ def _kernel_errors(kernel: Any, shape: Shape, *, dtype: str, causal: bool) -> Ro
     theirs = errors(_xla(given, dtype, causal), right, case.real)
     allowed, gradient_allowed = (max(least, TIMES_XLA * error) for error in theirs)
     run = functools.partial(run_with, kernel, segments=case.segments, causal=causal)
-    found = run_case(given, run, dtype=dtype)
+    # A TPU multiplies float32 in bfloat16 unless told; and Mosaic takes no bfloat16 if told so.
+    with jax.default_matmul_precision("highest" if dtype == "float32" else None):
+        found = run_case(given, run, dtype=dtype)
     output, gradient = errors(found, right, case.real)
     # At padding too: what is not finite there would spread in the next matmul.
     finite = all(np.isfinite(x).all() for x in found)

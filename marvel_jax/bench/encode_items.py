@@ -15,9 +15,9 @@ from marvel_jax.data.items import Item
 from marvel_jax.data.processor import EncodedItem
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.models.kernels.choice import ASKED
 from marvel_jax.training.flops import Work
 
-KERNELS = ("auto", "xla", "pallas", "cudnn")
 _LEAST_TEXT = 8  # tokens of an item that was shrunk: it has an instruction
 _PATCH_ROOM = 1.05  # of the mean, so that patches rarely hold up the tokens
 
@@ -53,9 +53,9 @@ class EncodeOptions:
                 raise MarvelError(f"{name}={value}: give at least 1.")
         if self.dtype not in ("float32", "bfloat16"):
             raise MarvelError(f"dtype={self.dtype!r}: choose float32 or bfloat16.")
-        strange = sorted(set(self.kernel) - set(KERNELS))
+        strange = sorted(set(self.kernel) - set(ASKED))
         if strange or not self.kernel:
-            raise MarvelError(f"kernel {strange}: choose of {', '.join(KERNELS)}.")
+            raise MarvelError(f"kernel {strange}: choose of {', '.join(ASKED)}.")
 
 
 class Call(NamedTuple):

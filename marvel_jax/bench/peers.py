@@ -28,10 +28,10 @@ _PLAIN, _TORCH = Path("tests/plain_step.py"), Path("tests/bench/torch_step.py")
 _STEPS = 1000  # for which learning rates are sent along
 
 
-def checkout() -> Path | None:
+def checkout(*needed: Path) -> Path | None:
     """The folder that holds the package and its tests, where the package is a checkout's."""
     root = Path(marvel_jax.__file__).parents[1]
-    return root if all((root / path).is_file() for path in (_PLAIN, _TORCH)) else None
+    return root if all((root / path).is_file() for path in needed or (_PLAIN, _TORCH)) else None
 
 
 def unfit(config: "TrainConfig", batch: "Batch") -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-import marvel_jax
+from marvel_jax.bench.peers import checkout, flat_items
 from marvel_jax.bench.stopwatch import Lap, median
 from marvel_jax.errors import MarvelError
 
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 def why_not() -> str | None:
     """Why torch cannot be measured here; None if it can."""
-    if _checkout() is None:
+    if checkout(_PEER) is None:
         return f"{_PEER} is in a checkout of the project only"
     absent = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     return f"{', '.join(absent)} not installed" if absent else None
@@ -114,7 +114,6 @@ def step(
     """
     from marvel_jax.bench import shapes
     from marvel_jax.bench.lora_step import make_batch, speed
-    from marvel_jax.bench.peers import flat_items
 
     architecture = shapes.architecture(options.architecture)
     config, batch = make_batch(options, architecture, shards=1)
@@ -170,7 +169,7 @@ def _ask(
         "image_std": list(architecture.vision.image_std),
     }
     (folder / "peer.json").write_text(json.dumps(asked), encoding="utf-8")
-    root = _checkout()
+    root = checkout(_PEER)
     assert root is not None  # `why_not` has said so before
     done = subprocess.run(
         [sys.executable, str(root / _PEER), str(folder)],
@@ -186,8 +185,3 @@ def _ask(
         )
     found = json.loads(last)
     return Answer(found, found.get("missing"))
-
-
-def _checkout() -> Path | None:
-    root = Path(marvel_jax.__file__).parents[1]
-    return root if (root / _PEER).is_file() else None

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from marvel_jax.data.items import RetrievalSource
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files, read_json, read_json_object, write_json
@@ -217,6 +219,11 @@ def _cut_torn_line(path: Path) -> None:
                 break
             whole += len(line)
     os.truncate(path, whole)
+
+
+def shortest_digits(value: np.float32 | float) -> float:
+    """The number whose shortest digits bring a float32 back: 0.3 and not 0.30000001192."""
+    return float(str(np.float32(value)))
 
 
 def _hash_parts(parts: Iterable[str]) -> str:

@@ -110,8 +110,9 @@ class MbeirFolder:
         self.root = Path(root)
         if not (self.root / "query").is_dir():
             raise MarvelError(
-                f"{self.root} is not a folder in the M-BEIR layout: it has no folder query/. "
-                f"`marvel data emoji --out {self.root}` makes one."
+                f"{self.root} is not a folder in the M-BEIR layout: it has no folder query/. Name "
+                "the one of M-BEIR, or make one with `marvel data make-mbeir` or `marvel data "
+                "emoji`."
             )
 
     def source(

@@ -33,6 +33,7 @@ _UNIQUE = {"webqa": 0.33, "edis": 0.52, "nights": 0.32, "fashioniq": 0.32, "cirr
 _WITH_NEGATIVES = ("webqa", "edis")
 _MOST_RELEVANT = 20
 _LEAST_TRAIN, _LEAST_TEST = 8, 4
+_LEAST_POOL = 12  # of a set: the protocol looks at the first ten of each pool
 _TOKENIZER_TEXTS, _VOCABULARY = 5_000, 2_000
 _NOUNS = {
     "visualnews": "news",
@@ -118,9 +119,9 @@ def build(
     each split), instructions, qrels, the union file with copies of small sets' queries: all as in
     the real one, and in its proportions of queries, texts' lengths, pictures' shapes, answers a
     query and queries an answer. Queries and answers show the same scene of coloured shapes, and
-    no test scene is a training scene, so there is something to learn. A few queries have negatives
-    (WebQA, EDIS). A tokenizer for models from scratch lies beside. `with_pairs` adds sentence
-    triplets and captioned pictures. The same arguments and versions give the same files.
+    in a set no test scene is a training scene, so there is something to learn. A few queries have
+    negatives (WebQA, EDIS). A tokenizer for models from scratch lies beside. `with_pairs` adds
+    sentence triplets and captioned pictures. The same arguments and versions give the same files.
 
     Raises:
       MarvelError: `out` exists already, or the seed is negative.
@@ -166,7 +167,8 @@ class _Maker:
         one = SETS[number]
         wanted = self._wanted(one)
         rng = np.random.default_rng([self.seed, number, 1])
-        scenes = _Scenes(sum(wanted.values()) * (2 + self.size.distractors), rng)
+        most = sum(wanted.values()) * (2 + self.size.distractors) + 2 * _LEAST_POOL
+        scenes = _Scenes(most, rng)
         pools = {}
         for split in _SPLITS:
             queries, pools[split] = self._make_split(one, split, wanted[split], scenes, rng)
@@ -252,6 +254,8 @@ class _Maker:
         if split == "train":  # the real training pool is hardly more than what is asked for
             ratio = min(ratio, 1)
         others = round(count * min(self.size.distractors, max(ratio, 0)))
+        if split != "train":
+            others = max(others, _LEAST_POOL - len(pool))
         pool += [self._candidate(one, split, scenes.take(), rng) for _ in range(others)]
         queries = []
         for number in range(count):

@@ -120,9 +120,8 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
         raise MarvelError(f"{path} is not UTF-8 text: {error}.") from error
     decoder = json.JSONDecoder()
     place = _expect(path, text, 0, "{")
-    if text[place : place + 1] == "}":
-        return
-    while True:
+    more = text[place : place + 1] != "}"
+    while more:
         key, place = _decode(decoder, path, text, place)
         if not isinstance(key, str):
             raise _broken(path, text, place, f"expected an id in quotes, found {key!r}")
@@ -130,9 +129,12 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
         value, place = _decode(decoder, path, text, place)
         yield key, value
         place = _blank(text, place)
-        if text[place : place + 1] == "}":
-            return
-        place = _expect(path, text, place, ",")
+        more = text[place : place + 1] != "}"
+        if more:
+            place = _expect(path, text, place, ",")
+    place = _blank(text, place + 1)
+    if place < len(text):
+        raise _broken(path, text, place, f"more behind its end: {text[place : place + 20]!r}")
 
 
 def _decode(decoder: json.JSONDecoder, path: Path, text: str, place: int) -> tuple[Any, int]:

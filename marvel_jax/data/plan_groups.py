@@ -58,7 +58,7 @@ def make_groups(
     if found > len(parts):
         raise MarvelError(f"The source has {found} parts, but shares are given for {len(parts)}.")
     sizes = [
-        int(np.isin(tasks[part_of == number], list(part.task_weights or np.unique(tasks))).sum())
+        int(np.isin(tasks[part_of == number], _drawn_tasks(part, tasks)).sum())
         for number, part in enumerate(parts)
     ]
     groups = []
@@ -79,6 +79,12 @@ def make_groups(
                 seed = (task, dataset + 1, 1)
                 groups.append(Group(name, chosen, share * task_share * of_task, seed))
     return groups
+
+
+def _drawn_tasks(part: PartShare, tasks: np.ndarray) -> list[int]:
+    if part.task_weights is None:
+        return list(np.unique(tasks))
+    return [task for task, weight in part.task_weights.items() if weight > 0]
 
 
 def _part_shares(parts: Sequence[PartShare], sizes: Sequence[int]) -> list[float]:

@@ -63,7 +63,7 @@ def with_listed_negatives(
             if rank is not None
             and rank <= top
             and name not in known
-            and reason not in ("positive", "copy_of_positive", "copy")
+            and reason not in ("copy_of_positive", "copy")
         ]
         if not found:
             offenders.add(f"queries without a negative among the first {top}", line.qid)

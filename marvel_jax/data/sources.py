@@ -17,7 +17,13 @@ from marvel_jax.errors import MarvelError
 
 Reader = Literal["mbeir", "tfds", "nli", "captions", "jsonl", "webdataset"]
 
-_IN_FOLDERS = ("mbeir", "tfds")
+# What the path of a reader of folders is to be, and how one is made.
+_WHAT_FOLDER = {
+    "mbeir": "M-BEIR or of a corpus in its layout, or make a synthetic one there (`marvel data "
+    "make-mbeir {0}`) or one of emoji (`marvel data emoji --out {0}`).",
+    "tfds": "a corpus with a TFDS data set, or make one of emoji there (`marvel data emoji --out "
+    "{0}`).",
+}
 _WITH_IMAGES = ("captions", "jsonl")
 
 
@@ -89,10 +95,10 @@ def open_source(config: SourceConfig, *, field: str = "data") -> RetrievalSource
 
 def _read(config: SourceConfig, field: str) -> RetrievalSource:
     path = Path(config.path)
-    if config.reader in _IN_FOLDERS and not path.is_dir():
+    if config.reader in _WHAT_FOLDER and not path.is_dir():
         raise MarvelError(
-            f"{field}.path={config.path} does not exist: build it first (`marvel data emoji --out "
-            f"{config.path}`), or name another folder."
+            f"{field}.path={config.path} does not exist: name the folder of "
+            + _WHAT_FOLDER[config.reader].format(config.path)
         )
     if config.reader == "mbeir":
         return MbeirFolder(path).source(

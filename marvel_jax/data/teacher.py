@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from marvel_jax.data.items import RetrievalSource
-from marvel_jax.data.keyed_lines import KeyedWriter, Offenders, check_origin, read_manifest
+from marvel_jax.data.keyed_lines import (
+    KeyedWriter,
+    Offenders,
+    check_origin,
+    read_manifest,
+    shortest_digits,
+)
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_jsonl
 
@@ -65,7 +71,7 @@ def teacher_line(
     """
     line: dict[str, Any] = {"qid": qid, "did": list(did)}
     for name, values in zip(_NUMBERS, (yes, no, recall), strict=True):
-        line[name] = [_shortest(value) for value in np.asarray(values, np.float32)]
+        line[name] = [shortest_digits(value) for value in np.asarray(values, np.float32)]
     fault = _fault(line)
     if fault is not None:
         raise MarvelError(f"query {qid}: {fault}.")
@@ -171,8 +177,3 @@ def _fault(row: Mapping[str, Any]) -> str | None:
         if not np.isfinite(np.asarray(values, np.float32)).all():
             return f"{name} that is not finite"
     return None
-
-
-def _shortest(value: np.float32) -> float:
-    """The float whose shortest digits bring the float32 back: 0.3 and not 0.30000001192."""
-    return float(str(value))

@@ -85,8 +85,8 @@ def start(
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             )
         except RuntimeError as error:
-            cause = str(error).strip().splitlines()
-            raise MarvelError(f"cannot join the run: {cause[0] if cause else error!r}") from error
+            cause = (str(error).strip() or repr(error)).splitlines()[0]
+            raise MarvelError(f"cannot join the run: {cause}") from error
         yield
 
 

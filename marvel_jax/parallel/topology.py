@@ -38,17 +38,16 @@ class Topology:
           MarvelError: the name has another form, names a chip that is not in the table, or so many
             of it, or in such a shape, as there are not.
         """
-        kind, *rest = name.split(":")
-        if kind == "cpu" and len(rest) == 1:
-            rest = ["", *rest]
-        wanted = r"[1-9]\d*(x[1-9]\d*)*" if kind == "tpu" else r"[1-9]\d*"
-        good = kind in ("gpu", "tpu", "cpu") and len(rest) == 2
-        if not good or not re.fullmatch(wanted, rest[1]):
+        form = r"cpu:()([1-9]\d*)|gpu:([^:]+):([1-9]\d*)|tpu:([^:]+):([1-9]\d*(?:x[1-9]\d*)*)"
+        match = re.fullmatch(form, name)
+        if match is None:
             raise MarvelError(
                 f"{name!r} is no topology: write gpu:CHIP:DEVICES as gpu:h100:8, tpu:GENERATION:"
                 "SHAPE as tpu:v5e:8x8, or cpu:DEVICES as cpu:8."
             )
-        chip, shape = rest[0], tuple(int(side) for side in rest[1].split("x"))
+        kind = name.partition(":")[0]
+        chip, sides = (part for part in match.groups() if part is not None)
+        shape = tuple(int(side) for side in sides.split("x"))
         if kind == "gpu":
             _check_gpus(name, chip, shape[0])
         elif kind == "tpu":

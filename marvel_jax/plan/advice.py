@@ -25,13 +25,13 @@ def advise(found: Planned) -> list[str]:
 def _smaller_state(found: Planned, standing: int) -> list[str]:
     """What stands in memory all the time: weights and moments."""
     room = 0.6 * (found.memory_bytes or 0)
-    split = found.mesh.get("fsdp", 1)
+    split, most = found.mesh["fsdp"], found.devices // found.mesh["tensor"]
     wanted = split
-    while standing * split / wanted > room and wanted < found.devices:
+    while standing * split / wanted > room and wanted < most:
         wanted *= 2
     told = f"weights and optimiser take {standing / _GIB:.1f} GiB of every device"
     lines = []
-    if wanted > split and found.devices % wanted == 0:
+    if wanted > split and most % wanted == 0:
         left = standing * split / wanted / _GIB
         lines.append(f"mesh.fsdp={wanted}: {told}; split, they take about {left:.1f} GiB")
     if found.settings["dtype"] == "float32":

@@ -12,9 +12,9 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.parallel.chips import CHIPS
 from marvel_jax.parallel.collectives import KINDS, messages
+from marvel_jax.parallel.heads import check_heads
 from marvel_jax.parallel.topology import Topology, call_in_child, compile_only_devices
 from marvel_jax.plan.batch import Lengths
-from marvel_jax.plan.checks import check_heads
 from marvel_jax.plan.planned import Planned
 from marvel_jax.training.config import TrainConfig
 
@@ -102,7 +102,10 @@ def plan_here(
     check_heads(architecture, tensor=mesh.shape["tensor"])
     kernel = attention_kernels(config, architecture, mesh).line
 
+    loss = "none"
     if stage == "train":
+        width = architecture.text.hidden_size
+        loss = loss_implementation(config, shards=shards, width=width)
         sizes = batch.train_sizes(config, corpus, shards=shards)
         row = config.data.row
         shapes = batch.train_batch(config, architecture, sizes, shards=shards)
@@ -142,7 +145,10 @@ def plan_here(
             hosts=[device.process_index for device in mesh.devices.flat],
             useful_flops=useful,
         )
-    needed = compiled.needed_bytes
+    standing = traced.weight_bytes + traced.moment_bytes + traced.batch_bytes
+    # What a step does not read, as an untied head, is no argument but lies there all the same.
+    unread = max(0, standing - compiled.argument_bytes) if compiled.argument_bytes else 0
+    needed = compiled.needed_bytes + unread
     return Planned(
         topology=topology,
         stage=stage,
@@ -151,7 +157,7 @@ def plan_here(
         hosts=len({device.process_index for device in devices}),
         mesh=dict(mesh.shape),
         kernel=kernel,
-        loss=loss_implementation(config, shards=shards) if stage == "train" else "none",
+        loss=loss,
         settings={
             "chunk_rows": config.chunk_rows,
             "remat": config.model.remat,

@@ -12,7 +12,8 @@ class Planned:
     fits: whether `needed_bytes` is within `memory_bytes`; None on a processor, where all devices
       share the machine's memory.
     needed_bytes: arguments, temporaries, code and outputs; what an output shares with an argument
-      counts once. It is all that is known of a step that the compiler refuses for its size.
+      counts once, and weights that the step does not read count too. It is all that is known of a
+      step that the compiler refuses for its size.
     useful_flops: of the whole step on all devices, without padding and repeats; `executed_flops`
       with them. `loss_flops` are those outside of the two towers.
     sent: (kind, how many in a step, bytes in a step) of each kind of message.

@@ -46,11 +46,10 @@ def search(
     what there is.
 
     Raises:
-      MarvelError: the config cannot be planned at all, in any variant.
+      MarvelError: the config as it is cannot be planned.
     """
     began = time.monotonic()
     plans: list[Planned] = []
-    errors: list[MarvelError] = []
     tried, interrupted = 0, False
     first = plan(config, topology, lengths=lengths)
     plans.append(first)
@@ -71,7 +70,6 @@ def search(
         except TimeoutError:
             break
         except MarvelError as error:  # a mesh that divides nothing, rows that do not divide
-            errors.append(error)
             tell(f"  left out: {error}")
             continue
         plans.append(found)
@@ -93,8 +91,9 @@ def _variants(config: TrainConfig, first: Planned, batches: Sequence[int]) -> It
         key=lambda one: (meshes.index(one[0]), _repeats(one[1], one[2]), chunks.index(one[2])),
     )
     for batch in batches or (config.data.global_batch,):
+        rows = first.rows * batch // first.items  # about
         for (fsdp, tensor), remat, chunk in order:
-            if chunk is not None and chunk >= first.rows:
+            if chunk is not None and chunk >= rows:
                 continue
             variant = dataclasses.replace(
                 config,

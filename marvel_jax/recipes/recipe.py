@@ -110,7 +110,9 @@ class Recipe:
         if found is None:
             return None
         if found.stage == DATA:
-            return None if found.output in self.data else f"the recipe's data has {_list(self.data)}"
+            return (
+                None if found.output in self.data else f"the recipe's data has {_list(self.data)}"
+            )
         if found.stage not in earlier:
             close = difflib.get_close_matches(found.stage, earlier, n=1)
             meant = f" (is {close[0]!r} meant?)" if close else ""

@@ -5,14 +5,17 @@ Each stage has a folder of its name in the run's folder: its files, `begun.json`
 kept beside as `NAME.before-1`. What stands behind it has another input then, and follows.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import write_json
+from marvel_jax.models import hub
 from marvel_jax.parallel import hosts
 from marvel_jax.recipes import stage_record, stage_runs
 from marvel_jax.recipes.outcome import Outcome
@@ -20,6 +23,8 @@ from marvel_jax.recipes.recipe import DATA, Recipe
 from marvel_jax.recipes.stages import Stage, Train, inputs, with_inputs
 
 Say = Callable[[str], None]
+
+_MODELS = ("model", "source", "retrieved_by", "taught_by")  # inputs that may be Hub ids
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ class Run:
             if maker is not None:
                 if maker not in made and not self.is_done(maker):
                     faults.append(f"{field}={text!r}: the stage {maker} has not run")
-            elif not is_there(place):
-                hint = f" (--set {text}=PATH)" if text != str(place) else ""
+            elif not Path(place).expanduser().exists() and not on_hub(field, place):
+                hint = f" (give --set {text}=PATH)" if text != str(place) else ""
                 faults.append(f"{field}: {place} does not exist{hint}")
         return faults
 
@@ -110,17 +115,11 @@ class Run:
         return self._hashes[place]
 
 
-def is_there(place: Path | str) -> bool:
-    """Whether an input can be had: a path that exists, or what can be a Hub id."""
-    return Path(place).expanduser().exists() or may_be_hub_id(place)
-
-
-def may_be_hub_id(place: Path | str) -> bool:
-    """Whether it looks like owner/name and no folder of that owner's name lies here."""
+def on_hub(field: str, place: Path | str) -> bool:
+    """Whether an input is a model that is not here, but has the form of a Hub id."""
     text = str(place)
-    owner, slash, name = text.partition("/")
-    plain = bool(slash and owner and name) and "/" not in name and not text.startswith((".", "~"))
-    return plain and not Path(owner).exists() and "." not in name.rpartition("/")[2][-6:]
+    named = field.rpartition(".")[2] in _MODELS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text)
+    return bool(named) and not Path(text).exists()
 
 
 def run_recipe(
@@ -138,24 +137,32 @@ def run_recipe(
     lines: list[str] = []
     for number, stage in enumerate(chosen, start=1):
         head = f"[{number}/{len(chosen)}] {stage.name}"
-        state = hosts.from_main(lambda stage=stage, head=head: _prepare(run, stage, head, say))
-        if state == "done":
-            facts["stages"][stage.name] = {"ran": False}
+        table = isinstance(stage, stage_runs.TABLES)
+        if hosts.from_main(partial(_prepare, run, stage, head, say)) == "done":
+            record = stage_record.read(run.folder(stage.name))
+            facts["stages"][stage.name] = {"ran": False, **record["facts"]}
+            lines += record["lines"] if table else []
             continue
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         outcome = _carry_out(run, stage, say)
         if outcome.code:
             left = {**facts, "stopped_in": stage.name, "interrupted": True}
-            return Outcome(left, [*lines, f"{stage.name}: {outcome.lines[0]}"], outcome.code)
-        seconds = time.perf_counter() - started
-        hosts.from_main(lambda stage=stage: _finish(run, stage, seconds, outcome))  # noqa: B023
-        for line in outcome.lines:
-            say(f"  {line}")
-        facts["stages"][stage.name] = {"ran": True, "seconds": round(seconds, 1), **outcome.facts}
-        if isinstance(stage, stage_runs.TABLES):
+            told = [f"{stage.name}: {line}" for line in outcome.lines]
+            return Outcome(left, [*lines, *told], outcome.code)
+        spent = {
+            "seconds": round(time.perf_counter() - started, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
+        }
+        hosts.from_main(partial(_finish, run, stage, spent, outcome))
+        facts["stages"][stage.name] = {"ran": True, **spent, **outcome.facts}
+        if table:
             lines += outcome.lines
+        else:
+            for line in outcome.lines:
+                say(f"  {line}")
     ran = sum(one["ran"] for one in facts["stages"].values())
-    lines.append(f"{workdir}: {ran} of {len(chosen)} stages run, the others were done")
+    before = ", the others were done" if ran < len(chosen) else ""
+    lines.append(f"{workdir}: {ran} of {len(chosen)} stages run{before}")
     return Outcome(facts, lines)
 
 
@@ -167,10 +174,22 @@ def require_inputs(run: Run, chosen: Sequence[Stage]) -> None:
     """
     made = [stage.name for stage in chosen]
     faults = [f"{s.name}: {fault}" for s in chosen for fault in run.missing(s, made=made)]
+    fetched = {str(run.place(text)) for s in chosen for text in hub_ids(run, s)}
+    for name in sorted(fetched):
+        try:
+            hub.resolve(name)
+        except MarvelError as error:
+            faults.append(str(error).rstrip("."))
     if faults:
         raise MarvelError(
-            f"Nothing was run, because {len(faults)} inputs are missing: {'; '.join(faults)}."
+            f"Nothing was run; {len(faults)} inputs are missing: {'; '.join(faults)}."
         )
+
+
+def hub_ids(run: Run, stage: Stage) -> list[str]:
+    """The inputs of a stage that are Hub ids."""
+    read = inputs(stage).items()
+    return [t for f, t in read if run.maker(t) is None and on_hub(f, run.place(t))]
 
 
 def _prepare(run: Run, stage: Stage, head: str, say: Say) -> str:
@@ -203,11 +222,9 @@ def _carry_out(run: Run, stage: Stage, say: Say) -> Outcome:
     return kept[0] if kept else Outcome({}, [])
 
 
-def _finish(run: Run, stage: Stage, seconds: float, outcome: Outcome) -> None:
-    folder = run.folder(stage.name)
-    stage_record.finish(
-        folder, run.described(stage), stage, seconds=seconds, facts=dict(outcome.facts)
-    )
+def _finish(run: Run, stage: Stage, spent: dict[str, float], outcome: Outcome) -> None:
+    told = {**spent, "facts": dict(outcome.facts), "lines": list(outcome.lines)}
+    stage_record.finish(run.folder(stage.name), run.described(stage), stage, told=told)
     write_json(
         run.workdir / "recipe.json",
         {"data": dict(run.recipe.data), "stages": [one.name for one in run.recipe.stages]},

@@ -87,9 +87,9 @@ def begin(folder: Path, described: Mapping[str, Any]) -> None:
 
 
 def finish(
-    folder: Path, described: Mapping[str, Any], stage: Stage, *, seconds: float, facts: Any
-) -> dict[str, Any]:
-    """Writes `done.json`, the last act of a stage, and returns its content.
+    folder: Path, described: Mapping[str, Any], stage: Stage, *, told: Mapping[str, Any]
+) -> None:
+    """Writes `done.json`, the last act of a stage; `told` is what it took and what it said.
 
     Raises:
       MarvelError: an output was not written.
@@ -102,22 +102,20 @@ def finish(
         if not (folder / path).exists():
             raise MarvelError(f"{stage.name}: {folder / path} was not written.")
         outputs[name] = {"path": path, "hash": content_hash(folder / path)}
-    record = {
-        **described,
-        "outputs": outputs,
-        "versions": versions(),
-        "finished": _now(),
-        "seconds": round(seconds, 1),
-        "facts": facts,
-    }
-    write_json(folder / DONE, record)
-    return record
+    write_json(
+        folder / DONE,
+        {**described, "outputs": outputs, "versions": versions(), "finished": _now(), **told},
+    )
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `finish` wrote."""
+    return read_json_object(folder / DONE)
 
 
 def output_hashes(folder: Path) -> dict[str, str | None]:
     """The content of a finished stage's outputs by name, as it was written down."""
-    outputs = read_json_object(folder / DONE)["outputs"]
-    return {name: one["hash"] for name, one in outputs.items()}
+    return {name: one["hash"] for name, one in read(folder)["outputs"].items()}
 
 
 def content_hash(path: Path | str) -> str:

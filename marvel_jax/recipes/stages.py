@@ -16,14 +16,17 @@ from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.training.config import TrainConfig
 
 INPUTS = frozenset(
-    "model source data path images tokenizer mined teacher retrieved_by taught_by lists scores".split()
+    (
+        *("model", "source", "data", "path", "images", "tokenizer", "mined", "teacher"),
+        *("retrieved_by", "taught_by", "lists", "scores"),
+    )
 )
 """Fields that hold inputs, wherever they are."""
 
 CACHES = frozenset({"vectors"})
 """Outputs that only save work: another stage's may be missing, and their content does not count."""
 
-_Any = TypeVar("_Any")
+_Stage = TypeVar("_Stage")
 
 
 @dataclass(frozen=True)
@@ -206,10 +209,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Report(Stage):
-    """Scores beside one another: by task and pool with 95% intervals."""
+    """Scores beside one another: by task and pool with 95% intervals.
+
+    With `averages` a terminal gets the means over sets alone, a column a line.
+    """
 
     columns: tuple[Column, ...]
     title: str = ""
+    averages: bool = False
     outputs: ClassVar[Mapping[str, str]] = {"table": "table.md", "scores": "table.json"}
 
 
@@ -237,7 +244,7 @@ def inputs(stage: Stage, *, caches: bool = False) -> dict[str, str]:
     wanted = INPUTS | CACHES if caches else INPUTS
 
     def note(field: str, text: str) -> str:
-        if _last_name(field) in wanted:
+        if _is_input(field, wanted):
             found[field] = text
         return text
 
@@ -245,17 +252,19 @@ def inputs(stage: Stage, *, caches: bool = False) -> dict[str, str]:
     return found
 
 
-def with_inputs(stage: _Any, change: Callable[[str], Any]) -> _Any:
+def with_inputs(stage: _Stage, change: Callable[[str], Any]) -> _Stage:
     """The stage with every input, cache or not, replaced."""
 
     def replace(field: str, text: str) -> Any:
-        return change(text) if _last_name(field) in INPUTS | CACHES else text
+        return change(text) if _is_input(field, INPUTS | CACHES) else text
 
-    return _walk(stage, "", replace)  # type: ignore[no-any-return]
+    return _walk(stage, "", replace)
 
 
-def _last_name(field: str) -> str:
-    return field.rpartition(".")[2].partition("[")[0]
+def _is_input(field: str, names: frozenset[str]) -> bool:
+    # "teacher" is a file in the data, but what is made of its scores in a DistillationConfig.
+    *parents, last = field.split(".")
+    return last.partition("[")[0] in names and "distillation" not in parents
 
 
 def _walk(value: Any, field: str, visit: Callable[[str, str], Any]) -> Any:
@@ -265,9 +274,7 @@ def _walk(value: Any, field: str, visit: Callable[[str, str], Any]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         prefix = f"{field}." if field else ""
         values = {
-            one.name: getattr(value, one.name)
-            for one in dataclasses.fields(value)
-            if one.init
+            one.name: getattr(value, one.name) for one in dataclasses.fields(value) if one.init
         }
         changed = {
             name: made

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from marvel_jax.data.items import Query, RetrievalSource
+from marvel_jax.data.keyed_lines import shortest_digits
 from marvel_jax.data.mined import MinedLine
 from marvel_jax.data.teacher import TeacherLists
 from marvel_jax.errors import MarvelError
@@ -112,8 +113,11 @@ class LineMaker:
         reasons, chosen = list(choice.reasons), list(choice.chosen)
         place_of = {row: place for place, row in enumerate(rows)}
         taboo = {row for row, why in zip(rows, reasons, strict=True) if why in GUARDS}
-        taboo.update((rows[place] for place in chosen), asked.positives.tolist())
-        for row, similarity in self._draw(asked, choice.missing, strategy, rng, taboo, subset):
+        given = np.array([*asked.positives.tolist(), *(rows[place] for place in chosen)])
+        taboo.update(given.tolist())
+        for row, similarity in self._draw(
+            asked, choice.missing, strategy, rng, given=given, taboo=taboo, subset=subset
+        ):
             place = place_of.get(row)
             if place is None:
                 place = len(rows)
@@ -129,10 +133,10 @@ class LineMaker:
             qid=query.id,
             task=f"{query.dataset}:{query.task.id}",
             negatives=tuple(ids[place] for place in chosen),
-            positive_similarity=_digits(asked.best),
+            positive_similarity=shortest_digits(asked.best),
             positive_rank=ranked.positive_rank,
             candidates=tuple(ids[place] for place in shown),
-            similarities=tuple(_digits(scores[place]) for place in shown),
+            similarities=tuple(shortest_digits(scores[place]) for place in shown),
             ranks=tuple(ranks[place] for place in shown),
             modalities=tuple(self._table.modality(rows[place]) for place in shown),
             reasons=tuple(reasons[place] for place in shown),
@@ -174,10 +178,15 @@ class LineMaker:
         wanted: int,
         strategy: Strategy,
         rng: np.random.Generator,
+        *,
+        given: np.ndarray,
         taboo: set[int],
         subset: np.ndarray | None,
     ) -> list[tuple[int, float]]:
-        """Random candidates of the pool (row, similarity) that no filter forbids; maybe fewer."""
+        """Random candidates of the pool (row, similarity) that no filter forbids; maybe fewer.
+
+        None of the rows `taboo`, and no copy of the rows `given`, positives and negatives.
+        """
         if not wanted:
             return []
         size = len(self._pool) if subset is None else len(subset)
@@ -186,7 +195,7 @@ class LineMaker:
         rows = lots if subset is None else subset[lots]
         rows = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in taboo], int)
         drawn: list[tuple[int, float]] = []
-        seen = set() if self._keys is None else set(self._keys(asked.positives).tolist())
+        seen = set() if self._keys is None else set(self._keys(given).tolist())
         step = 4 * wanted  # mostly the first few will do
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
@@ -230,8 +239,3 @@ def _similarities(
         products *= vectors[owners[part]].astype(np.float64)
         scores[part] = products.sum(axis=1).astype(np.float32)
     return scores
-
-
-def _digits(value: float) -> float:
-    """The shortest digits that bring the float32 back: 0.3 and not 0.30000001192."""
-    return float(str(np.float32(value)))

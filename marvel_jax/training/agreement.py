@@ -3,6 +3,7 @@
 Each fact is a short text; `hosts.agree` names those that differ, and where, on every process.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -160,6 +161,11 @@ def sampled(folder: Path | None) -> str:
 def _require_shared(workdir: Path) -> None:
     """Else each host would save its own part of a checkpoint where no other finds it."""
     mark = hosts.from_main(lambda: _leave_mark(workdir))
+    for folder in reversed(workdir.absolute().parents):
+        # An NFS client may remember for a minute that `workdir` was not there; opening the folder
+        # above makes it ask the server.
+        with contextlib.suppress(OSError):
+            os.scandir(folder).close()
     try:
         seen = (workdir / mark).is_file()
         hosts.agree({"--workdir": "shared" if seen else "another folder than that of process 0"})

@@ -9,6 +9,7 @@ from marvel_jax.data import lengths
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
 from marvel_jax.errors import MarvelError
 from marvel_jax.parallel import hosts
+from marvel_jax.parallel.heads import check_heads
 from marvel_jax.parallel.mesh import data_shards, make_mesh
 from marvel_jax.training import agreement, run_folder
 from marvel_jax.training.compiled import CompiledStep
@@ -47,6 +48,7 @@ def prepare(config: TrainConfig, workdir: Path, *, teller: Teller) -> Prepared:
     hosts.connect()
     hosts.from_main(lambda: run_folder.require_same_run(workdir, recipe))
     mesh = make_mesh(config.mesh)
+    check_heads(inputs.architecture, tensor=mesh.shape["tensor"])
     teller.say(attention_kernels(config, inputs.architecture, mesh).line)
     shards = data_shards(mesh)
     if config.data.global_batch % shards:

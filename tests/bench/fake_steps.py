@@ -30,7 +30,7 @@ def main() -> None:
     elif name == "told":
         environment = os.environ.get("JAX_PLATFORMS")
         say(row={"platform": asked.platform, "kind": asked.device_kind, "quick": asked.quick})
-        say(row={"jax_platforms": environment, "seconds": asked.seconds})
+        say(row={"jax_platforms": environment, "seconds": asked.seconds, "path": sys.path})
     elif name.startswith("rate"):
         ours, theirs = {"pairs/s": 50.0, "devices": 2}, {"pairs/s": 10.0, "devices": 1}
         say(row=theirs if name.endswith("torch") else ours)

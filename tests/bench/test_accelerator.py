@@ -115,6 +115,12 @@ def test_ours_is_compared_with_torch_of_the_same_run(check):
     assert found["told"]["rows"][1]["jax_platforms"] == os.environ["JAX_PLATFORMS"]
 
 
+def test_packages_of_another_folder_are_found(check, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/where/jax/is")
+    path = check(steps("told"))[0]["told"]["rows"][1]["path"]
+    assert path.index(str(ROOT)) < path.index("/where/jax/is")
+
+
 def test_torch_gets_the_whole_device(check, monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(accelerator, "_TORCH", "ld")  # the end of "told"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,6 +83,21 @@ def _fail(attend):
         raise RuntimeError("too much shared memory")
 
     return run
+
+
+def test_float32_is_asked_for_in_full_and_bfloat16_as_it_is(found):
+    """By default a TPU rounds float32 before it multiplies."""
+    asked = []
+
+    def noting(attend):
+        def run(*heads, **options):
+            asked.append((str(heads[0].dtype), jax.config.jax_default_matmul_precision))
+            return attend(*heads, **options)
+
+        return run
+
+    assert all(row["ok"] for row in found(noting))
+    assert set(asked) == {("float32", "highest"), ("bfloat16", None)}
 
 
 @pytest.mark.parametrize("wrong", [_ignore_segments, _other_order, _nan_at_padding])

@@ -20,6 +20,7 @@ def test_a_missing_corpus(failing, tiny_config, tiny_model, tmp_path):
         settings = (f"data.path={tmp_path / 'none'}", f"data.reader={reader}")
         said = failing("train", tiny_config, "--workdir", tmp_path / "run", "--set", *settings)
         assert "none does not exist" in said and "marvel data emoji" in said
+        assert ("marvel data make-mbeir" in said) == (reader == "mbeir")
     said = failing("encode", tiny_model, "--pool", tmp_path / "none", "--out", tmp_path / "store")
     assert "none does not exist" in said
     (tmp_path / "empty").mkdir()
@@ -47,6 +48,23 @@ def test_k_outside_of_the_pool(failing, tiny_model, made, k, indexed):
         "search", tiny_model, "--store", made / "store", "--text", "cat", "--k", k, *index
     )
     assert f"k={k}" in said and ("96" in said or k == 0)
+
+
+def test_a_mesh_that_cuts_heads_is_told_before_weights_are_drawn(
+    failing, tiny_config, tmp_path, monkeypatch
+):
+    def draw_nothing(*args, **options):
+        pytest.fail("weights are drawn")
+
+    monkeypatch.setattr("marvel_jax.training.prepare.place_state", draw_nothing)
+    said = failing("train", tiny_config, "--workdir", tmp_path / "run", "--set", "mesh.tensor=8")
+    assert "mesh.tensor=8 does not divide the model's 4 query heads" in said
+    assert "use mesh.tensor=1, 2." in said and not (tmp_path / "run/recipe.json").exists()
+
+
+def test_batches_without_a_search(failing, tiny_config):
+    said = failing("plan", tiny_config, "--topology", "cpu:8", "--batches", 8, 16)
+    assert "--batches are tried by --search" in said
 
 
 def test_nothing_to_search_for(failing, tiny_model, made):

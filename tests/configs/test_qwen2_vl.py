@@ -9,9 +9,9 @@ import pytest
 from marvel_jax import cli
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.published import PUBLISHED
+from marvel_jax.parallel.heads import check_heads
 from marvel_jax.parallel.topology import Topology
 from marvel_jax.plan.batch import train_sizes
-from marvel_jax.plan.checks import check_heads
 from marvel_jax.recipes.config_file import load_config, open_config
 from marvel_jax.training.flops import step_flops
 

@@ -149,6 +149,8 @@ def test_captions_of_pictures(tmp_path):
         ({"a": {"h5v": "x.jpg", "instruct_ans": []}}, r"id 'a': expected instruct_ans as \[cap"),
         ('{"a": {"h5v": "x", "instruct_ans": ["y"]} "b": 1}', "expected ','"),
         ('{"a": {"h5v": "x", "instruct_ans": ["y"]}, "a": {}}', "the id 'a' comes twice"),
+        ('{"a": {"h5v": "x", "instruct_ans": ["y"]}}\n{"b": 1}', "line 2, .*more behind its end"),
+        ("{} 3", "more behind its end: '3'"),
         ("{}", "there is no pair"),
     ],
 )

@@ -96,6 +96,11 @@ def test_parts_come_by_their_weights_and_their_own_tasks():
     by_size = dataclasses.replace(CONFIG, parts=(PartShare(), PartShare()))
     shares = [group.share for group in Plan(index, by_size, num_shards=1)._order._groups]
     assert shares == pytest.approx([100 / 280, 100 / 280, 50 / 280, 30 / 280])
+    # A task that is left out does not count, whether it is not named or weighs nothing.
+    for left_out in ({3: 1.0}, {3: 1.0, 0: 0.0}):
+        named = dataclasses.replace(CONFIG, parts=(PartShare(task_weights=left_out), PartShare()))
+        shares = [group.share for group in Plan(index, named, num_shards=1)._order._groups]
+        assert shares == pytest.approx([100 / 180, 50 / 180, 30 / 180])
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,7 @@ def test_parts_have_the_tokens_of_the_whole_string(which, prompt, query, candida
     """What transformers' processor does: one string, encoded as a whole."""
     made = by_tokenizer(which, prompt)
     raw = {"qwen2": samples.raw_tokenizer, "gpt2": tiny.tokenizer}[which]()
-    picture = PICTURE if pictured else None
-    asked = Item.of(text=query, image=picture, instruction="find it")
+    asked = Item((PICTURE, query) if pictured else (query,), instruction="find it")
     items = [Item(parts=(text,)) for text in candidates]
     words = made.words
 
@@ -207,10 +206,14 @@ def test_parts_have_the_tokens_of_the_whole_string(which, prompt, query, candida
         own = next((part for part in item.parts if isinstance(part, str)), "")
         return shown + format_text(f"{format_text(item.instruction)} {own}")
 
-    frame = f"<|im_end|>\n<|im_start|>user\n{{}}Query:{words.lead}{text(asked)}{words.close}"
+    def frame(opening: str) -> str:
+        return (
+            f"<|im_end|>\n<|im_start|>user\n{opening}Query:{words.lead}{text(asked)}{words.close}"
+        )
+
     one = made.pair(made.query(asked), made.candidate(items[0]))
     expected = (
-        f"<|im_start|>system\n{words.system}{frame.format(words.opening)}Candidate:{words.lead}"
+        f"<|im_start|>system\n{words.system}{frame(words.opening)}Candidate:{words.lead}"
         f"{text(items[0])}{ASKED}"
     )
     assert one.item.tokens.tolist() == raw.encode(expected, add_special_tokens=False).ids
@@ -219,7 +222,7 @@ def test_parts_have_the_tokens_of_the_whole_string(which, prompt, query, candida
     several = made.listed(made.query(asked, listed=True), parts)
     listed = words.close.join(f"({n}) {text(item)}" for n, item in enumerate(items, start=1))
     expected = (
-        f"<|im_start|>system\n{words.list_system}{frame.format(words.list_opening)}Candidates:"
+        f"<|im_start|>system\n{words.list_system}{frame(words.list_opening)}Candidates:"
         f"{words.lead}{listed}{ASKED}Ans: ("
     )
     assert several.item.tokens.tolist() == raw.encode(expected, add_special_tokens=False).ids
@@ -258,6 +261,9 @@ def test_long_texts_are_cut_and_nothing_of_the_prompt_is(prompt):
     assert len(tokenizer.encode(kept)) == 20
     assert kept in shown
     assert cut.candidate_lengths(long.with_instruction(None))[0] < 30
+    # Of several texts together: a pair has a largest length whatever its items are.
+    several = Item(parts=("pear " * 15, "apple " * 15))
+    assert cut.candidate_lengths(several)[0] < 30
 
 
 @hypothesis.given(text=st.text(max_size=30), tokens=st.integers(0, 12))
@@ -296,7 +302,8 @@ def test_positions_and_pictures_follow_each_other():
 def test_branches_are_the_pairs_with_their_prefix_once():
     made = processor()
     query = made.query(QUERY)
-    items = [Item.of(text="apple"), Item.of(image=PICTURE), Item.of(image=PICTURE, text="fig")]
+    others = [Image(samples.png(16, 24, seed=seed)) for seed in (1, 2)]
+    items = [Item.of(text="apple"), Item.of(image=others[0]), Item.of(image=others[1], text="fig")]
     pairs = [made.pair(query, made.candidate(item)) for item in items]
     found = made.branched(query, [made.candidate(item) for item in items])
     prefix = made.head_tokens + len(query.tokens)

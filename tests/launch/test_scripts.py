@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,11 @@ SCRIPTS = sorted(
     path
     for path in LAUNCH.iterdir()
     if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash")
+)
+# A gcloud whose hosts are this one.
+HOST = (
+    'for one in "$@"; do case "$one" in --command=*) '
+    'cd ~ && bash -c "${one#--command=}" ;; esac; done'
 )
 CONTAINERS = sorted(LAUNCH.glob("Containerfile.*[a-z]"))
 
@@ -79,6 +86,14 @@ def write_program(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/usr/bin/env bash\n{text}\n")
     path.chmod(0o755)
+
+
+def test_setup_knows_every_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = run(LAUNCH / "setup", "no-such-extra")
+    assert found.returncode == 1
+    told = found.stderr.splitlines()[0].partition("there are: ")[2]
+    assert told.split() == list(project["optional-dependencies"])
 
 
 def test_slurm_starts_one_marvel_a_host(stand_ins):
@@ -159,6 +174,26 @@ def test_tpu_vm_says_what_is_missing(arguments, message):
     assert found.returncode == 2 and message in found.stderr
 
 
+@pytest.mark.parametrize(("old", "expected"), [(1, "new python"), (0, "none")])
+def test_tpu_vm_brings_a_python_where_the_image_has_an_old_one(
+    stand_ins, monkeypatch, old, expected
+):
+    monkeypatch.delenv("PYTHON", raising=False)
+    checkout = stand_ins / "checkout"
+    write_program(checkout / "launch/setup", 'echo "setup $*, Python: ${PYTHON:-none}"')
+    with tarfile.open(stand_ins / "home/marvel.tar.gz", "w:gz") as archive:
+        archive.add(checkout, ".")
+    write_program(stand_ins / "bin/gcloud", HOST)
+    python = (
+        f'case "$*" in -c*) exit {old} ;; *find*) echo "new python" ;; *) echo "$*" >&2 ;; esac'
+    )
+    write_program(stand_ins / "bin/python3", python)
+    found = run(LAUNCH / "tpu_vm", "setup", "pod", "z")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == f"setup tpu, Python: {expected}\n"
+    assert ("-m uv python install 3.12" in found.stderr) == bool(old)
+
+
 def test_tpu_vm_starts_marvel_behind_the_connection_and_stops_it(stand_ins):
     home = stand_ins / "home"
     shutil.copytree(LAUNCH, home / "marvel-jax/launch")
@@ -167,12 +202,7 @@ def test_tpu_vm_starts_marvel_behind_the_connection_and_stops_it(stand_ins):
         marvel,
         "trap 'echo saved; exit 143' TERM\necho \"$@\"\nfor _ in $(seq 600); do sleep 0.05; done",
     )
-    # A host that is this one.
-    write_program(
-        stand_ins / "bin/gcloud",
-        'for one in "$@"; do case "$one" in --command=*) '
-        'cd ~ && bash -c "${one#--command=}" ;; esac; done',
-    )
+    write_program(stand_ins / "bin/gcloud", HOST)
     assert run(LAUNCH / "tpu_vm", "train", "pod", "z", "c.py", "--set", "a=b c").returncode == 0
     pid = int((home / "marvel.pid").read_text())
     log = home / "marvel.log"

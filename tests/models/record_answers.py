@@ -3,6 +3,7 @@
 The logits that transformers gives a few tokens at every place of the golden samples.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def main() -> None:
     print(f"{PATH}: {Path(PATH).stat().st_size / 1024:.0f} KiB")
 
 
-def answer_logits(model: Any, sample: Sample) -> np.ndarray:
+def answer_logits(model: Any, sample: Sample, answers: Sequence[int] = ANSWERS) -> np.ndarray:
     """[L, A]: the next token's logits by transformers' own call of the whole model."""
     import torch
 
@@ -38,7 +39,7 @@ def answer_logits(model: Any, sample: Sample) -> np.ndarray:
         arguments["image_grid_thw"] = torch_reference._grids(sample)
     with torch.no_grad():
         logits = model(**arguments).logits[0]
-    return logits[:, list(ANSWERS)].numpy()
+    return logits[:, list(answers)].numpy()
 
 
 if __name__ == "__main__":

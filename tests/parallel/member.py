@@ -26,7 +26,7 @@ def act(what: str) -> None:
     if what == "unheard":  # its standard output leads nowhere, as behind `head`
         read, write = os.pipe()
         os.close(read)
-        os.dup2(write, 1)
+        sys.stdout = os.fdopen(write, "w")
         sys.stdout.write("not flushed yet")
         threading.Event().wait()
     if what == "bug":

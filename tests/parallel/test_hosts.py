@@ -1,11 +1,15 @@
 """A process's place in its run comes from flags, a scheduler or both; and what all agree on."""
 
+import subprocess
+import sys
+
 import pytest
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.parallel import hosts
 from marvel_jax.parallel.roll_call import Gathered, Peer
 from tests.parallel.test_schedulers import SLURM
+from tests.training.runs import ROOT, free_port
 
 
 @pytest.mark.parametrize(
@@ -107,3 +111,39 @@ def test_a_process_alone_on_its_host_gets_all_its_devices(monkeypatch, environme
     assert said == ["process 2 of 4, coordinator gpu07:61586 (Slurm)"]
     assert given["cluster_detection_method"] == "deactivate"
     assert given["local_device_ids"] == devices
+
+
+CHILD = """
+import sys, time
+import jax
+from marvel_jax.parallel import hosts
+from marvel_jax.parallel.watch import Patience
+
+number = int(sys.argv[2])
+
+def join(**_):
+    if number == 0:
+        raise RuntimeError("the port is taken")
+    time.sleep(100)  # as JAX waits for a service that is not there
+
+jax.distributed.initialize = join
+with hosts.start(sys.argv[1], 2, number, patience=Patience(grace=1.0)):
+    raise AssertionError("nobody has joined")
+"""
+
+
+def test_who_cannot_join_does_not_keep_the_others_waiting():
+    command = [sys.executable, "-c", CHILD, f"localhost:{free_port()}"]
+    started = [
+        subprocess.Popen([*command, str(number)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=60)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [1, 1]
+    reason = "cannot join the run: the port is taken"
+    assert told[0].startswith("marvel: process 0 (host ") and reason in told[0]
+    assert "stops, because process 0 (host " in told[1] and reason in told[1]

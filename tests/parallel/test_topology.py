@@ -38,6 +38,8 @@ def crash(*, topology):
         ("gpu:h100:2x4", "is no topology"),
         ("gpu:h100:0", "is no topology"),
         ("cpu:eight", "is no topology"),
+        ("cpu:h100:8", "is no topology"),  # never a processor with an H100's figures
+        ("gpu::8", "is no topology"),
         ("tpu:v5e:8x", "is no topology"),
         ("gpu:h300:8", "one of a100-80, h100, h200, b200, not 'h300'"),
         ("gpu:h100:12", "multiple of 8, as gpu:h100:16"),

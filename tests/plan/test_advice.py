@@ -34,6 +34,13 @@ def test_weights_ask_to_be_split():
     assert "the machine" in told and "fsdp" not in told
 
 
+def test_weights_are_split_over_no_more_devices_than_mesh_tensor_leaves():
+    sizes = {"weight_bytes": 150 * GIB, "needed_bytes": 160 * GIB}
+    told = too_large(mesh={"data": 2, "fsdp": 1, "tensor": 4}, **sizes)
+    assert "mesh.fsdp=2:" in told
+    assert "mesh.fsdp=4:" in too_large(mesh={"data": 8, "fsdp": 1, "tensor": 1}, **sizes)
+
+
 def test_float32_is_named_where_it_is_used():
     wide = {"chunk_rows": 1, "remat": "full", "dtype": "float32", "groups": 1}
     told = too_large(weight_bytes=60 * GIB, needed_bytes=90 * GIB, settings=wide)

@@ -110,6 +110,19 @@ def test_encoding_takes_the_weights_once(config):
     assert found.items > 1 and found.useful_flops < found.executed_flops
 
 
+def test_weights_that_a_step_does_not_read_take_memory_too(config):
+    untied = dataclasses.replace(config.model.scratch, tie_word_embeddings=False)
+    model = dataclasses.replace(config.model, scratch=untied)
+    config = dataclasses.replace(config, model=model)
+    found = plan_here(config, "cpu:8", stage="encode", lengths="corpus")
+    text = open_inputs(config).architecture.text
+    head = text.vocab_size * text.hidden_size * np.dtype(config.model.dtype).itemsize
+    unread = found.weight_bytes + found.batch_bytes - found.argument_bytes
+    assert unread == pytest.approx(head, rel=0.05)
+    made = found.temporary_bytes + found.output_bytes - found.aliased_bytes + found.code_bytes
+    assert found.needed_bytes == found.weight_bytes + found.batch_bytes + made
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

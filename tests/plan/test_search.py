@@ -100,3 +100,10 @@ def test_a_config_that_cannot_be_planned_is_an_error(monkeypatch):
 def test_other_batches_are_tried_when_asked_for(monkeypatch):
     found = run(monkeypatch, Planner(), batches=(16, 32))
     assert {one.items for one in found.plans} == {16, 32}
+
+
+def test_chunks_are_smaller_than_what_they_divide(monkeypatch):
+    planner = Planner()
+    run(monkeypatch, planner, batches=(2,))  # an eighth of the config's: about 8 rows of its 64
+    chunks = {one.chunk_rows for one in planner.seen if one.data.global_batch == 2}
+    assert chunks and chunks <= {None, 1, 2, 4}

@@ -180,6 +180,25 @@ def test_copies_of_the_answer_and_of_each_other_are_left_out(tmp_path, copies):
         assert found == ["top", "top", "top", "left"]
 
 
+def test_what_is_drawn_is_no_copy_of_what_was_chosen(tmp_path):
+    toy = Toy()
+    same = Item.of(text="the same words")
+    toy.candidates = [
+        dataclasses.replace(one, item=same) if one.modality == "text" else one
+        for one in toy.candidates
+    ]
+    toy.queries, toy.vectors = toy.queries[::2], toy.vectors[::2]  # those that want pictures
+    # Of the two best at most one is a text, and four are drawn from a pool that is half of them.
+    plan = Strategies(Strategy(k=6, depth=2, threshold=None))
+    _, lines = toy.run(tmp_path, strategies=plan)
+    kinds = [
+        [toy.candidates[toy.candidate_index(one)].modality for one in line.negatives]
+        for line in lines.values()
+    ]
+    assert all(len(line) == 6 and line.count("text") <= 1 for line in kinds)
+    assert any("text" in line[:2] for line in kinds)
+
+
 def test_pictures_are_compared_by_their_bytes_wherever_they_lie(tmp_path):
     toy = Toy()
     for name, seed in (("a.png", 0), ("b.png", 0), ("c.png", 1)):

@@ -98,9 +98,12 @@ def config_for(mesh: MeshConfig = tiny_steps.ONE, **model: Any) -> TrainConfig:
 
 
 @functools.cache
-def weights(seed: int = 0, *, tied: bool = True) -> dict[str, Any]:
-    architecture = dataclasses.replace(ARCHITECTURE, tie_word_embeddings=tied)
-    return jax.device_get(init_params(architecture, key=jax.random.key(seed)))
+def weights(*, tied: bool = True) -> dict[str, Any]:
+    if not tied:
+        width, words = ARCHITECTURE.text.hidden_size, ARCHITECTURE.text.vocab_size
+        head = np.random.default_rng(4).normal(size=(width, words)).astype(np.float32)
+        return weights() | {"lm_head": {"kernel": 0.1 * head}}
+    return jax.device_get(init_params(ARCHITECTURE, key=jax.random.key(0)))
 
 
 def value_and_grad(
@@ -121,16 +124,17 @@ def value_and_grad(
         params["adapters"] = jax.tree.map(lambda leaf: leaf + 0.02, drawn)
     loss = functools.partial(rerank_loss, config=config, architecture=ARCHITECTURE, mesh=made)
     run = jax.jit(jax.grad(loss, has_aux=True))
-    grads, metrics = run(params, frozen, put_batch(batch, made), jnp.int32(3))
+    arguments = (params, frozen, put_batch(batch, made), jnp.int32(3))
+    grads, metrics = tiny_steps.compiled(run, *arguments)(*arguments)
     return {name: float(value) for name, value in metrics.items()}, jax.device_get(grads)
 
 
-@pytest.mark.parametrize("whole_reply", [False, True])
-def test_the_loss_is_the_mean_cross_entropy_of_the_covered_tokens(whole_reply):
+def test_the_loss_is_the_mean_cross_entropy_of_the_covered_tokens():
     """Each sequence alone, with logits over the whole vocabulary, in float64."""
-    batch = batch_of(listed=3, whole_reply=whole_reply)
+    batch = batch_of(listed=3, whole_reply=True)
     states = jax.jit(functools.partial(hidden_states, config=ARCHITECTURE, attention="causal"))
-    hidden = np.asarray(states(weights(), batch.rows), np.float64)
+    run = tiny_steps.compiled(states, weights(), batch.rows)
+    hidden = np.asarray(run(weights(), batch.rows), np.float64)
     head = np.asarray(head_rows(weights(), ARCHITECTURE), np.float64)
     terms, gaps = [], []
     for row, slot in np.argwhere(batch.supervised.any(axis=-1)).tolist():
@@ -143,20 +147,18 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_covered_tokens(whole_reply):
             logits = hidden[row, batch.places[row, slot, 0]] @ head.T
             gaps.append(logits[batch.targets[row, slot, 0]] - logits[batch.other[row, slot]])
     found, _ = value_and_grad(batch)
-    covered = {False: 1, True: None}[whole_reply]
-    assert covered is None or len(terms) == 3 * BATCH * covered
+    assert len(terms) > 5 * 3 * BATCH
     assert len(gaps) == 2 * BATCH
     assert found["loss"] == pytest.approx(np.mean(terms), abs=1e-5)
     assert found["logit_gap"] == pytest.approx(np.mean(gaps), abs=1e-5)
     assert found["accuracy"] == pytest.approx(np.mean(np.array(gaps) > 0))
 
 
-@pytest.mark.parametrize(("lora", "chunk_rows"), [(None, None), (LORA, 2)])
-def test_shards_and_chunks_change_nothing(lora, chunk_rows):
-    """Four data shards, or two rows of each at a time, against one device at once."""
-    expected, gradient = value_and_grad(batch_of(), lora=lora)
+def test_shards_and_chunks_change_nothing():
+    """Two rows at a time of each of four data shards, with dropout, against one device at once."""
+    expected, gradient = value_and_grad(batch_of(), lora=LORA)
     mesh = MeshConfig(data=2, fsdp=2)
-    found, other = value_and_grad(batch_of(shards=4), mesh, chunk_rows=chunk_rows, lora=lora)
+    found, other = value_and_grad(batch_of(shards=4), mesh, chunk_rows=2, lora=LORA)
     assert found == pytest.approx(expected, abs=1e-5)
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
     for left, right in zip(jax.tree.leaves(gradient), jax.tree.leaves(other), strict=True):
@@ -168,10 +170,9 @@ def test_an_untied_head_learns_and_the_embedding_learns_through_the_model():
     config = config_for()
     made = tiny_steps.mesh_for(tiny_steps.ONE)
     loss = functools.partial(rerank_loss, config=config, architecture=architecture, mesh=made)
-    params = {"model": weights(tied=False)}
-    grads, _ = jax.jit(jax.grad(loss, has_aux=True))(
-        params, {"model": {}}, put_batch(batch_of(), made), jnp.int32(0)
-    )
+    run = jax.jit(jax.grad(loss, has_aux=True))
+    arguments = ({"model": weights(tied=False)}, {"model": {}}, put_batch(batch_of(), made), 0)
+    grads, _ = tiny_steps.compiled(run, *arguments)(*arguments)
     head = np.asarray(grads["model"]["lm_head"]["kernel"])
     yes, no = processor().answer_ids
     assert head.shape == (ARCHITECTURE.text.hidden_size, ARCHITECTURE.text.vocab_size)

@@ -1,4 +1,4 @@
-"""What no mesh may do, told before anything is compiled."""
+"""What no mesh may do, told before a weight is drawn or anything is compiled."""
 
 import math
 

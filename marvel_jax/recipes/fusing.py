@@ -1,0 +1,68 @@
+"""The weight of a reranker: fitted on validation queries and judged on others, pool by pool."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.data.teacher import read_teacher
+from marvel_jax.errors import MarvelError
+from marvel_jax.recipes.stages import Fuse, Judged
+from marvel_jax.retrieval.fusion import Reranked, compare, fit
+
+
+def fit_and_judge(stage: Fuse) -> dict[str, Any]:
+    """What `fusion.json` holds: by pool the weights, and each set before and after.
+
+    Raises:
+      MarvelError: a pool without validation, or what reading or judging refuses.
+    """
+    if not stage.test or stage.test.keys() != stage.validation.keys():
+        raise MarvelError(
+            f"{stage.name}: validation has the pools {', '.join(stage.validation) or 'none'}, test "
+            f"{', '.join(stage.test) or 'none'}: give both the same."
+        )
+    pools: dict[str, Any] = {}
+    for pool, judged in stage.test.items():
+        weights = fit(read_sets(stage.validation[pool]), form=stage.form, scope=stage.scope)
+        report = compare(read_sets(judged), weights, seed=stage.seed)
+        pools[pool] = {
+            "weights": weights.to_dict(),
+            "sets": [
+                {name: _plain(value) for name, value in vars(one).items()}
+                | {"verdict": one.verdict}
+                for one in report.sets
+            ],
+            "mean_recall": report.mean_recall,
+            "mean_fused": report.mean_fused,
+            "mean_change": report.mean_change._asdict(),
+            "hurts": list(report.hurts),
+            "lines": [f"{pool} pool, the reranker's weight by task", *report.lines()],
+        }
+    return {"fusion": dataclasses.asdict(stage)["form"], "pools": pools}
+
+
+def read_sets(judged: Judged) -> list[Reranked]:
+    """The scored lists of a split, set by set.
+
+    Raises:
+      MarvelError: the scores are not those of the folder's queries.
+    """
+    layout = MbeirFolder(judged.data)
+    source = layout.source(judged.split)
+    lists = read_teacher(Path(judged.scores), source)
+    place = {query.id: number for number, query in enumerate(source.queries)}
+    return [
+        Reranked.of(
+            one.name,
+            source,
+            lists,
+            k=one.k,
+            places=[place[query.id] for query in one.queries],
+        )
+        for one in layout.test_sets(judged.split)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value._asdict() if hasattr(value, "_asdict") else value

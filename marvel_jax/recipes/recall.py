@@ -1,0 +1,135 @@
+"""What a model retrieves for the queries of a test split, as lists that a reranker scores."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from marvel_jax.data.keyed_lines import KeyedWriter, pool_hash, queries_hash
+from marvel_jax.data.mbeir import MbeirFolder, MbeirSource, TestSet
+from marvel_jax.data.mined import KIND, VERSION
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_files
+from marvel_jax.recipes.evaluation import Ticker
+from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.encode import encode_candidates, encode_queries
+from marvel_jax.retrieval.exact import top_k
+from marvel_jax.retrieval.store import VectorStore
+
+POOLS = ("local", "global")
+
+_BLOCK = 2048  # queries searched together
+
+
+def write_lists(
+    embedder: Embedder,
+    layout: MbeirFolder,
+    *,
+    split: str,
+    depth: int,
+    seed: int,
+    vectors: Path,
+    out: Mapping[str, Path],
+    say: Callable[[str], None],
+) -> int:
+    """Writes the best `depth` candidates of every query into `out["local"]` and `out["global"]`.
+
+    The local pool is the set's own, as the protocol has it. The files have the form of mined
+    negatives that record every result and choose none, so that `retrieval.rerank_lists` reads
+    them and no training takes them. Returns the number of queries.
+
+    Raises:
+      MarvelError: a query is in two sets, or the files there were made otherwise.
+    """
+    source = layout.source(split)
+    sets = layout.test_sets(split)
+    count = sum(len(one.queries) for one in sets)
+    ids = {query.id for one in sets for query in one.queries}
+    if len(ids) < count:
+        raise MarvelError(f"{layout.root}: {count - len(ids)} queries of {split} occur twice.")
+    pool = layout.pool(split)
+    store = encode_candidates(
+        embedder,
+        pool,
+        vectors / "store",
+        source_hash=hash_files(*(file.path for file in pool.files)),
+        progress=Ticker(say, "candidates"),
+    )
+    modality = {candidate.id: candidate.modality for candidate in pool}
+    for name in POOLS:
+        if out[name].exists():
+            continue
+        writer = KeyedWriter(out[name], _manifest(embedder, source, name, depth, seed))
+        done = {row["qid"] for row in writer.done()}
+        for one in sets:
+            queries = encode_queries(
+                embedder,
+                one.queries,
+                layout.instructions,
+                vectors / "queries" / f"seed-{seed}" / one.name,
+                seed=seed,
+                source_hash=hash_files(*(file.path for file in one.queries.files)),
+                progress=Ticker(say, f"queries of {one.name}"),
+            )
+            subset = None
+            if name == "local":
+                subset = np.unique(store.rows_of([candidate.id for candidate in one.pool]))
+            for start in range(0, len(queries), _BLOCK):
+                rows = np.arange(start, min(start + _BLOCK, len(queries)))
+                left = [row for row in rows.tolist() if queries.ids[row] not in done]
+                if left:
+                    found = _lines(one, queries, np.array(left), store, subset, depth, modality)
+                    writer.append(found)
+        writer.finish({"counts": {"queries": count}})
+    return count
+
+
+def _manifest(
+    embedder: Embedder, source: MbeirSource, pool: str, depth: int, seed: int
+) -> dict[str, Any]:
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        **embedder.manifest_fields(),
+        "source_fingerprint": source.fingerprint,
+        "queries_hash": queries_hash(source),
+        "pool_hash": pool_hash(source),
+        "search": "exact",
+        "settings": {"pool": pool, "record": "all", "depth": depth, "seed": seed},
+    }
+
+
+def _lines(
+    test_set: TestSet,
+    queries: VectorStore,
+    rows: np.ndarray,
+    store: VectorStore,
+    subset: np.ndarray | None,
+    depth: int,
+    modality: Mapping[str, str],
+) -> Iterator[dict[str, Any]]:
+    vectors = queries.vectors(rows)
+    found = top_k(
+        vectors, store, min(depth, len(store if subset is None else subset)), subset=subset
+    )
+    for row, vector, scores, places in zip(
+        rows.tolist(), vectors, found.scores, found.indices, strict=True
+    ):
+        ids = [store.ids[int(place)] for place in places]
+        query = test_set.queries[row]
+        answers = sorted(test_set.qrels[query.id])
+        best = store.vectors(store.rows_of(answers)) @ vector
+        right = [place for place, id in enumerate(ids, start=1) if id in test_set.qrels[query.id]]
+        yield {
+            "qid": query.id,
+            "task": f"{query.dataset}:{query.task.id}",
+            "negatives": [],
+            "positive_similarity": float(best.max()),
+            "positive_rank": right[0] if right else None,
+            "candidates": ids,
+            "similarities": [float(score) for score in scores],
+            "ranks": list(range(1, len(ids) + 1)),
+            "modalities": [modality[id] for id in ids],
+            "reasons": ["left"] * len(ids),
+        }
