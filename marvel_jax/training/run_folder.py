@@ -46,9 +46,11 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
         for parent in parents:
             branch = branch[parent]
         branch.pop(name)
+    texts = {} if inputs.texts is None else {"texts": inputs.texts.fingerprint}
     return {
         "config": plain,
         "data": inputs.source.fingerprint,
+        **texts,
         "weights": inputs.weights_hash,
         "processor": inputs.processor.fingerprint,
         "architecture": json.loads(json.dumps(dataclasses.asdict(inputs.architecture))),

@@ -74,7 +74,7 @@ def test_each_query_once_an_epoch_and_never_twice_a_batch(sizes, batch, seed, da
         return
     seen: dict[int, list[int]] = collections.defaultdict(list)
     for number in range(60):
-        queries, candidates, _ = plan._draw(number)
+        queries, candidates, *_ = plan._draw(number)
         assert len(queries) == batch == len(set(queries.tolist()))
         np.testing.assert_array_equal(candidates[:, 0], queries)
         for query in queries.tolist():
