@@ -136,7 +136,9 @@ class Plan:
             )
         self.index, self.config, self.num_shards, self.lists = index, config, num_shards, lists
         if config.positives_per_query == 0 and lists is None:
-            raise MarvelError("positives_per_query is 0 without lists: give at least 1.")
+            raise MarvelError(
+                "positives_per_query is 0: give at least 1 where queries have no lists."
+            )
         for kind, lengths, ids in (
             ("query", index.queries, index.query_ids),
             ("candidate", index.candidates, index.candidate_ids),

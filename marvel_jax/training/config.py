@@ -357,11 +357,11 @@ class TrainConfig:
 
     data: DataConfig
     model: ModelConfig
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     objective: Objective = "contrastive"
     distillation: DistillationConfig | None = None
     rerank: RerankConfig | None = None
     retention: RetentionConfig | None = None
-    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

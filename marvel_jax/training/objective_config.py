@@ -2,12 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, Protocol
 
 from marvel_jax.errors import MarvelError
-
-if TYPE_CHECKING:  # it imports this file
-    from marvel_jax.training.config import TrainConfig
 
 Objective = Literal["contrastive", "distillation", "rerank"]
 
@@ -99,33 +96,50 @@ class RetentionConfig:
         _require(self.max_tokens > 1, f"retention.max_tokens={self.max_tokens}: give at least 2.")
 
 
-def retains(config: "TrainConfig") -> bool:
+class Run(Protocol):
+    """What is asked of a `training.config.TrainConfig`, which stands on this file."""
+
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def distillation(self) -> DistillationConfig | None: ...
+    @property
+    def retention(self) -> RetentionConfig | None: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def loss(self) -> Any: ...
+    @property
+    def checkpoint(self) -> Any: ...
+
+
+def retains(config: Run) -> bool:
     """Whether a step has the next-token loss."""
     return config.retention is not None and config.retention.weight > 0
 
 
-def contrasts(config: "TrainConfig") -> bool:
+def contrasts(config: Run) -> bool:
     """Whether a step has the contrastive loss."""
     distillation = config.distillation
     return distillation is None or distillation.contrastive_weight > 0
 
 
-def labels(config: "TrainConfig") -> int:
+def labels(config: Run) -> int:
     """P: how many of its positives a query brings."""
-    return config.data.positives_per_query if contrasts(config) else 0
+    return int(config.data.positives_per_query) if contrasts(config) else 0
 
 
-def listed(config: "TrainConfig") -> int:
+def listed(config: Run) -> int:
     """K: how many candidates a query's list has; 0 without distillation."""
     return 0 if config.distillation is None else config.distillation.depth
 
 
-def brought(config: "TrainConfig") -> int:
+def brought(config: Run) -> int:
     """Places for candidates that each query has in a batch."""
-    return labels(config) + config.data.hard_negatives + listed(config)
+    return labels(config) + int(config.data.hard_negatives) + listed(config)
 
 
-def check_objective(config: "TrainConfig") -> None:
+def check_objective(config: Run) -> None:
     """Holds the parts of a config that belong to objectives against each other.
 
     Raises:
@@ -171,7 +185,7 @@ def check_objective(config: "TrainConfig") -> None:
         _check_distillation(config, taught)
 
 
-def _check_distillation(config: "TrainConfig", taught: list[str]) -> None:
+def _check_distillation(config: Run, taught: list[str]) -> None:
     _require(
         bool(taught),
         "objective='distillation' has no data.teacher: name a file of teacher scores, which "

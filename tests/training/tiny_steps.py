@@ -93,7 +93,7 @@ def teacher(source: tiny.TinySource, *, width: int, seed: int = 0) -> TeacherLis
     count, pool = len(source.queries), len(source.candidates)
     lengths = rng.integers(2, width + 1, count)
     candidates = np.stack([rng.permutation(pool)[:width] for _ in range(count)]).astype(np.int32)
-    candidates[:: 2, 0] = np.arange(0, count, 2)
+    candidates[::2, 0] = np.arange(0, count, 2)
     candidates[np.arange(width) >= lengths[:, None]] = -1
     yes, no = (rng.normal(0, 3, (2, count, width)) * (candidates >= 0)).astype(np.float32)
     recall = (rng.uniform(0.2, 0.9, (count, width)) * (candidates >= 0)).astype(np.float32)

@@ -9,10 +9,12 @@ import pytest
 
 from marvel_jax.parallel.collectives import KINDS, executed_collectives
 from marvel_jax.parallel.mesh import MeshConfig
-from marvel_jax.training.config import DataConfig, LossConfig, TrainConfig
+from marvel_jax.parallel.sharding import put_batch
+from marvel_jax.training.config import DataConfig, TrainConfig
 from marvel_jax.training.objective_config import DistillationConfig
 from tests import plain_step, tiny
 from tests.training import tiny_steps
+from tests.training.objectives.talk import RETENTION
 from tests.training.tiny_steps import ARCHITECTURE, ONE, Run, config_for
 
 STEPS = 4
@@ -28,9 +30,19 @@ def distilling(
     return config_for(mesh, **(fields | changes))
 
 
+def with_all(mesh: MeshConfig = ONE, **changes) -> TrainConfig:
+    return distilling(mesh, adapters=True, retention=RETENTION, **changes)
+
+
 @cache
-def on_one_device(adapters: bool) -> Run:
-    return tiny_steps.run(distilling(adapters=adapters), num_steps=STEPS)
+def on_one_device() -> Run:
+    return tiny_steps.run(with_all(), num_steps=STEPS)
+
+
+@cache
+def lists_alone() -> Run:
+    config = distilling(distillation=DistillationConfig(depth=4), data=KL_ONLY, steps=24)
+    return tiny_steps.run(config, num_steps=24)
 
 
 def numpy_kl(config: TrainConfig) -> tuple[float, float, int]:
@@ -63,7 +75,7 @@ def numpy_kl(config: TrainConfig) -> tuple[float, float, int]:
 def test_the_first_loss_is_that_of_numpy():
     config = distilling(distillation=DistillationConfig(depth=4), data=KL_ONLY)
     expected, agreement, lists = numpy_kl(config)
-    first = tiny_steps.run(config, num_steps=1).history[0]
+    first = lists_alone().history[0]
     assert first["kl"] == pytest.approx(expected, abs=1e-5)
     assert first["loss"] == first["kl"]
     assert first["agreement"] == pytest.approx(agreement, abs=1e-6)
@@ -71,24 +83,23 @@ def test_the_first_loss_is_that_of_numpy():
     assert "accuracy" not in first
 
 
-def test_both_terms_are_added_with_their_weights():
-    first = on_one_device(False).history[0]
-    assert first["loss"] == pytest.approx(first["kl"] + 0.5 * first["contrastive"], abs=1e-5)
+def test_a_student_comes_to_agree_with_its_teacher():
+    history = lists_alone().history
+    first, last = ([row["kl"] for row in part] for part in (history[:6], history[-6:]))
+    assert np.mean(last) < 0.5 * np.mean(first)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "adapters", "chunk_rows", "implementation"),
-    [
-        (MeshConfig(8), False, None, "auto"),
-        (MeshConfig(2, 2, 2), True, 2, "auto"),
-        (ONE, True, 2, "auto"),
-        (MeshConfig(2, 4, groups=2), False, 2, "ring"),
-    ],
-)
-def test_any_mesh_and_any_chunks_give_the_same(mesh, adapters, chunk_rows, implementation):
-    loss = LossConfig(implementation=implementation, tile=4)
-    config = distilling(mesh, adapters=adapters, chunk_rows=chunk_rows, loss=loss)
-    found, expected = tiny_steps.run(config, num_steps=STEPS), on_one_device(adapters)
+def test_all_terms_are_added_with_their_weights():
+    first = on_one_device().history[0]
+    expected = first["kl"] + 0.5 * first["contrastive"] + 0.25 * first["next_token"]
+    assert first["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("mesh", "chunk_rows"), [(MeshConfig(8), None), (MeshConfig(2, 2, 2), 2)])
+def test_any_mesh_and_any_chunks_give_the_same(mesh, chunk_rows):
+    """Of adapters with dropout, of both terms, and of the next-token loss beside them."""
+    found = tiny_steps.run(with_all(mesh, chunk_rows=chunk_rows), num_steps=STEPS)
+    expected = on_one_device()
     for one, other in zip(found.history, expected.history, strict=True):
         assert one.keys() == other.keys()
         for name, value in other.items():
@@ -101,32 +112,12 @@ def test_any_mesh_and_any_chunks_give_the_same(mesh, adapters, chunk_rows, imple
     )
 
 
-def test_the_lists_send_nothing_but_sums():
-    """Vectors of lists stay on their shard: without InfoNCE no candidate travels."""
-    config = distilling(
-        MeshConfig(8), distillation=DistillationConfig(depth=4), data=KL_ONLY
-    )
-    found = executed_collectives(tiny_steps.run(config, num_steps=1).program.as_text())
+def test_lists_send_nothing_but_sums():
+    """Without InfoNCE no vector leaves its shard, whatever the teacher."""
+    other = DistillationConfig(depth=4, teacher="logit_diff", teacher_temperature=2.0)
+    config = distilling(MeshConfig(8), distillation=other, data=KL_ONLY)
+    mesh, placed, step = tiny_steps.build(config)
+    batch = put_batch(next(tiny_steps.batches(config, 8, num_steps=1)), mesh)
+    program = tiny_steps.compiled(step, placed.state, placed.frozen, batch, np.True_)
+    found = executed_collectives(program.as_text())
     assert all(found[kind] == 0 for kind in KINDS if kind != "all-reduce"), found
-
-
-def test_the_temperature_learns_from_the_student_alone():
-    """A teacher temperature of its own, however far off, leaves the student's gradient finite."""
-    shared = tiny_steps.run(
-        distilling(distillation=DistillationConfig(depth=4), data=KL_ONLY), num_steps=2
-    )
-    own = DistillationConfig(depth=4, teacher="logit_diff", teacher_temperature=2.0)
-    apart = tiny_steps.run(distilling(distillation=own, data=KL_ONLY), num_steps=2)
-    assert shared.history[1]["temperature"] != shared.history[0]["temperature"]
-    assert apart.history[0]["temperature"] == shared.history[0]["temperature"]
-    assert apart.history[0]["kl"] != shared.history[0]["kl"]
-
-
-def test_a_student_comes_to_agree_with_its_teacher():
-    # The same batch order, so an epoch of twelve steps twice.
-    config = distilling(
-        distillation=DistillationConfig(depth=4), data=KL_ONLY, steps=24, adapters=False
-    )
-    history = tiny_steps.run(config, num_steps=24).history
-    first, last = ([row["kl"] for row in part] for part in (history[:6], history[-6:]))
-    assert np.mean(last) < 0.5 * np.mean(first)
