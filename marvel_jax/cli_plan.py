@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from marvel_jax.cli_bench import Json
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, Outcome
-
-Json = Annotated[bool, arg(help="Print one JSON object as the last line of standard output.")]
 
 
 def plan(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -94,6 +95,11 @@ def _kernel_errors(kernel: Any, shape: Shape, *, dtype: str, causal: bool) -> Ro
     }
 
 
+def _of_tests(name: str) -> Any:
+    """A module of the checkout's tests, which hold the references."""
+    return importlib.import_module(f"tests.{name}")
+
+
 def _in_time(seconds_left: Callable[[], float]) -> None:
     if seconds_left() <= 0:
         raise OutOfTimeError("not all cases were checked")
@@ -119,7 +125,7 @@ def parity(*, quick: bool, seconds_left: Callable[[], float]) -> Iterator[Row]:
     """
     import jax
 
-    from tests.models import parity as golden
+    golden = _of_tests("models.parity")
 
     cases = [(name, "bidirectional", "mrope") for name in golden.CHECKPOINTS]
     cases += [] if quick else [("tied", "causal", "sequential")]
@@ -145,7 +151,8 @@ def _drift(name: str, scheme: str) -> Row:
     import jax
 
     from marvel_jax.models.qwen2_vl import embed
-    from tests.models import parity as golden
+
+    golden = _of_tests("models.parity")
 
     model = golden.golden(name)
     rows = golden.packed_rows(name, scheme)
@@ -189,12 +196,12 @@ def _ring_error(devices: int, *, trained: float, temperature: float) -> Row:
 
     from marvel_jax.losses.contrastive import info_nce
     from marvel_jax.parallel.mesh import MeshConfig, make_mesh
-    from tests.losses.oracle import make_case, softmax_oracle
 
-    case = make_case(
+    oracle = _of_tests("losses.oracle")
+    case = oracle.make_case(
         0, batch=24 * devices, hard=1, width=64, trained=trained, temperature=temperature
     )
-    right = softmax_oracle(case)
+    right = oracle.softmax_oracle(case)
     labels: dict[str, Any] = case.labels
     wanted = [np.asarray(x, np.float64) for x in (right.loss, *right.gradients)]
 

@@ -96,7 +96,7 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
         return int(told[1])
     condition = _CONDITION.search(line)
     body = computations.get(condition[1], []) if condition else []
-    constants = dict(re.findall(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", "\n".join(body)))
+    constants = dict(re.findall(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)", "\n".join(body)))
     for one in body:
         # A scan counts from zero while it is below its length.
         if (compared := re.search(r"compare\(([^)]*)\), direction=LT", one)) and "ROOT" in one:

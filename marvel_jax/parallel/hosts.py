@@ -4,8 +4,8 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -36,6 +36,7 @@ Made = TypeVar("Made")
 _TALKS = itertools.count()
 
 
+@contextmanager
 def start(
     coordinator: str | None = None,
     num_processes: int | None = None,
@@ -45,14 +46,14 @@ def start(
     say: Callable[[str], None] = lambda line: None,
     voice: Voice | None = None,
     patience: Patience | None = None,
-) -> AbstractContextManager[Any]:
-    """Joins this process to its run; must come before anything uses a device.
+) -> Iterator[None]:
+    """`with` it around the run, before anything uses a device: joins this process to the others.
 
     What is not given is asked of the scheduler; where there is none, or the run has one process,
     nothing is started. `coordinator` is HOST:PORT of process 0, the same for all; the processes
-    are waited for `timeout` seconds. `say` gets a line with this process's place in the run.
-    Returns what the run is to be `with`: it ends all processes when one dies (see `watch`). CPUs
-    talk over gloo; accelerators over their own network.
+    are waited for `timeout` seconds. `say` gets a line with this process's place in the run. From
+    then on the death or error of one ends all (see `watch`). CPUs talk over gloo; accelerators over
+    their own network.
 
     Raises:
       MarvelError: what is given, or a scheduler's environment, is incomplete or out of range; or
@@ -60,7 +61,8 @@ def start(
     """
     place = find_place(coordinator, num_processes, process_id)
     if place is None:
-        return nullcontext()
+        yield
+        return
     told = "" if place.told_by == _FLAGS else f" ({place.told_by})"
     where = f"process {place.process_id} of {place.num_processes}, coordinator {place.coordinator}"
     say(where + told)
@@ -70,22 +72,22 @@ def start(
         process_id=place.process_id,
         timeout=timeout,
     )
-    try:
-        jax.distributed.initialize(
-            coordinator_address=place.coordinator,
-            num_processes=place.num_processes,
-            process_id=place.process_id,
-            # Else JAX takes one device of the host, wherever it sees Slurm or Open MPI.
-            cluster_detection_method="deactivate",
-            local_device_ids=None if place.local_device is None else [place.local_device],
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
-    except RuntimeError as error:
-        cause = str(error).strip().splitlines()
-        raise MarvelError(
-            f"{where}: cannot join the run: {cause[0] if cause else error!r}"
-        ) from error
-    return Watch(gathered, voice=voice, patience=patience)
+    # JAX would wait for five minutes for one that fails here, and say nothing of it.
+    with Watch(gathered, voice=voice, patience=patience):
+        try:
+            jax.distributed.initialize(
+                coordinator_address=place.coordinator,
+                num_processes=place.num_processes,
+                process_id=place.process_id,
+                # Else JAX takes one device of the host, wherever it sees Slurm or Open MPI.
+                cluster_detection_method="deactivate",
+                local_device_ids=None if place.local_device is None else [place.local_device],
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
+        except RuntimeError as error:
+            cause = str(error).strip().splitlines()
+            raise MarvelError(f"cannot join the run: {cause[0] if cause else error!r}") from error
+        yield
 
 
 def find_place(

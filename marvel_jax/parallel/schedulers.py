@@ -81,6 +81,14 @@ class _Told:
             raise MarvelError(f"{name}={value!r} is not a number: {of} should say one.")
         return int(value)
 
+    def has_its_devices(self) -> bool:
+        """Whether the launcher, or a person, has shared a host's devices out already.
+
+        With `srun --gpus-per-task=1` every task sees one, which is number 0 to each of them.
+        """
+        visible = self.get("CUDA_VISIBLE_DEVICES")
+        return "JAX_LOCAL_DEVICE_IDS" in self or (visible != "" and "," not in visible)
+
     def at(self, host: Callable[[], str], port: Callable[[], str]) -> str:
         """HOST:PORT of process 0, derived as far as nobody has said it."""
         if self._address:
@@ -118,9 +126,10 @@ def _open_mpi(told: _Told) -> Place | None:
         # Its last 12 bits are always zero.
         return str(int(job) // 2**12 % 2**12 + _EPHEMERAL)
 
-    shared = told.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") != "1"
     rank = told.number("OMPI_COMM_WORLD_RANK", of=name, advice=advice)
-    local = told.number("OMPI_COMM_WORLD_LOCAL_RANK", of=name, advice=advice) if shared else None
+    local = None
+    if told.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") != "1" and not told.has_its_devices():
+        local = told.number("OMPI_COMM_WORLD_LOCAL_RANK", of=name, advice=advice)
     return Place(told.at(launcher, port), count, rank, name, local)
 
 
@@ -151,7 +160,9 @@ def _slurm(told: _Told) -> Place | None:
     # As "1(x4)": one task on each of four hosts.
     shared = re.fullmatch(r"1(\(x\d+\))?", told.get("SLURM_STEP_TASKS_PER_NODE", "1")) is None
     task = told.number("SLURM_PROCID", of=name, advice=advice)
-    local = told.number("SLURM_LOCALID", of=name, advice=advice) if shared else None
+    local = None
+    if shared and not told.has_its_devices():
+        local = told.number("SLURM_LOCALID", of=name, advice=advice)
     return Place(told.at(first_node, port), count, task, name, local)
 
 

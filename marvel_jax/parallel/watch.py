@@ -134,12 +134,13 @@ class Watch:
     def _exit(self, message: str, code: int) -> None:
         # JAX's C++ part may abort at this moment, with a stack of its own that says less: it loses
         # its standard error, and the message is the last word there.
-        sys.stderr.flush()
-        sys.stderr = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        self._voice.tell(message)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more, as behind `head`
+            sys.stderr.flush()
+            sys.stderr = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            self._voice.tell(message)
+            sys.stdout.flush()
+            sys.stderr.flush()
         self._dismiss_speaker()
         if self._is_first:
             # The others may still have to hear why, and end themselves.

@@ -10,7 +10,7 @@ from rich.table import Table
 from marvel_jax.plan.advice import advise
 from marvel_jax.plan.planned import Planned
 
-_WIDTH = 140  # of a printed table, whatever the terminal, so that a log reads like the screen
+_WIDTH = 180  # of a printed table, whatever the terminal, so that a log reads like the screen
 
 
 def lines(found: Planned) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from marvel_jax.errors import MarvelError
@@ -52,8 +53,23 @@ def open_config(path: Path) -> ConfigFile:
     Raises:
       MarvelError: it is missing, fails, or defines no TrainConfig, or its layouts are none.
     """
+    module = run_file(path, defines="config")
+    config = getattr(module, "config", None)
+    if not isinstance(config, TrainConfig):
+        found = type(config).__name__
+        recipe = " (`recipe` is for `marvel run`)" if hasattr(module, "recipe") else ""
+        raise MarvelError(f"{path} must define `config`, a TrainConfig; found {found}{recipe}.")
+    return ConfigFile(path, config, _layouts(path, getattr(module, "layouts", {})))
+
+
+def run_file(path: Path, *, defines: str) -> ModuleType:
+    """Runs a Python file and returns it as a module; `defines` is what it is run for.
+
+    Raises:
+      MarvelError: it is missing or fails.
+    """
     if not path.is_file():
-        raise MarvelError(f"{path} does not exist: give a Python file that defines `config`.")
+        raise MarvelError(f"{path} does not exist: give a Python file that defines `{defines}`.")
     spec = importlib.util.spec_from_file_location(f"marvel_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise MarvelError(f"{path} is not a Python file.")
@@ -65,11 +81,7 @@ def open_config(path: Path) -> ConfigFile:
         raise MarvelError(f"{path}: {error}") from error
     except Exception as error:
         raise MarvelError(f"{path} fails: {type(error).__name__}: {error}") from error
-    config = getattr(module, "config", None)
-    if not isinstance(config, TrainConfig):
-        found = type(config).__name__
-        raise MarvelError(f"{path} must define `config`, a TrainConfig; found {found}.")
-    return ConfigFile(path, config, _layouts(path, getattr(module, "layouts", {})))
+    return module
 
 
 def _layouts(path: Path, found: Any) -> dict[str, tuple[str, ...]]:

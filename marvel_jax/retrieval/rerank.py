@@ -1,6 +1,5 @@
 """A reranker: a query and a candidate in, the logits of Yes and No out, one forward pass each."""
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -195,8 +194,8 @@ class Reranker:
     ) -> Scores:
         """The logits of (query, candidate) pairs, in their order.
 
-        Pairs of one query that stand together share its prefix. What is scored beside a pair does
-        not change its logits.
+        Pairs of the same query object that stand together share its prefix. What is scored beside a
+        pair does not change its logits.
 
         Args:
           pairs: queries with their instructions, candidates without.
@@ -280,7 +279,8 @@ class Reranker:
 
     def _listed(self, query: Item, candidates: Sequence[Item]) -> Branched:
         processor = self.processor
-        places: list[Place] = ["inner"] * (len(candidates) - 1) + ["last"]
+        places: list[Place] = ["inner" for _ in candidates[1:]]
+        places.append("last")
         parts = [
             processor.candidate(_bare(item), place=place)
             for item, place in zip(candidates, places, strict=False)

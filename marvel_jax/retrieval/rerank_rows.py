@@ -1,5 +1,6 @@
 """Pairs to be scored become rows: a query's candidates together, packed, and where answers are."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -114,7 +115,7 @@ def packed(plan: Plan, make: Callable[[Unit], Branched]) -> Iterator[Callable[[]
     """The rows of a plan in groups; each is built when it is called, so threads may do it."""
     groups = row_batches(plan.lengths, plan.shape, num_rows=plan.num_rows)
     for placement in groups:
-        yield lambda placement=placement: _build(plan, make, placement)
+        yield functools.partial(_build, plan, make, placement)
 
 
 def _build(

@@ -10,6 +10,7 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.models import hub, lora, names, peft
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.qwen2_vl import init_params
+from marvel_jax.reranker_settings import RerankerSettings, is_reranker
 from marvel_jax.settings import SETTINGS_FILE, EmbeddingSettings
 from marvel_jax.training import run_folder
 from marvel_jax.training.checkpoints import read_params
@@ -20,7 +21,10 @@ from marvel_jax.training.run_folder import Base
 _BLUEPRINT = "blueprint"
 
 
-def write_blueprint(workdir: Path, inputs: Inputs, embedding: EmbeddingSettings) -> None:
+Settings = EmbeddingSettings | RerankerSettings
+
+
+def write_blueprint(workdir: Path, inputs: Inputs, settings: Settings) -> None:
     """Writes config, tokenizer and settings beside the checkpoints, so that any of them exports.
 
     Does nothing where they are already.
@@ -30,11 +34,11 @@ def write_blueprint(workdir: Path, inputs: Inputs, embedding: EmbeddingSettings)
     hub.save_blueprint(
         workdir / _BLUEPRINT,
         config=inputs.architecture,
-        attention=embedding.attention,
+        attention=settings.attention,
         tokenizer_from=inputs.tokenizer_folder,
         documents={
             "preprocessor_config.json": inputs.processor.geometry.to_preprocessor_dict(),
-            SETTINGS_FILE: embedding.to_dict(),
+            SETTINGS_FILE: settings.to_dict(),
         },
     )
 
@@ -42,7 +46,9 @@ def write_blueprint(workdir: Path, inputs: Inputs, embedding: EmbeddingSettings)
 def export_checkpoint(
     workdir: Path | str, folder: Path | str, *, step: int | None = None, base: str | None = None
 ) -> int:
-    """Writes a run's checkpoint where transformers and `Embedder` load it, and returns its step.
+    """Writes a run's checkpoint where transformers loads it, and returns its step.
+
+    `Embedder` loads it too, or `Reranker` what was trained with the objective "rerank".
 
     Adapters are merged into the base in float32, frozen weights are taken from it, and the learned
     temperature goes along. `step` chooses a checkpoint (None: the newest); `base` is where the
@@ -73,14 +79,14 @@ def export_adapters(
     if "adapters" not in params:
         raise MarvelError(f"{run} trained no adapters: export the whole model, without --adapters.")
     recorded = run_folder.read_base(run)
-    settings = EmbeddingSettings.read(run / _BLUEPRINT)
+    settings = _read_settings(run / _BLUEPRINT)
     peft.save_adapters(
         folder,
         params["adapters"],
         Qwen2VLConfig.from_folder(run / _BLUEPRINT),
         run_folder.read_adapters(run),
         base=base or recorded.source or "",
-        temperature=_temperature(params, recorded),
+        temperature=_temperature(params, recorded, settings),
         documents={SETTINGS_FILE: settings.to_dict()},
     )
     return step
@@ -99,20 +105,27 @@ def _read(run: Path, step: int | None) -> tuple[int, dict[str, Any]]:
 
 def _save(folder: Path | str, params: dict[str, Any], run: Path, base: str | None) -> None:
     blueprint = run / _BLUEPRINT
-    settings = EmbeddingSettings.read(blueprint)
+    settings = _read_settings(blueprint)
     architecture = Qwen2VLConfig.from_folder(blueprint)
     hub.save(
         folder,
         config=architecture,
         params=_whole_model(params, architecture, run, base),
         attention=settings.attention,
-        temperature=_temperature(params, run_folder.read_base(run)),
+        temperature=_temperature(params, run_folder.read_base(run), settings),
         tokenizer_from=blueprint,
         documents={SETTINGS_FILE: settings.to_dict()},
     )
 
 
-def _temperature(params: dict[str, Any], base: Base) -> float | None:
+def _read_settings(folder: Path) -> Settings:
+    reader = RerankerSettings if is_reranker(folder) else EmbeddingSettings
+    return reader.read(folder)
+
+
+def _temperature(params: dict[str, Any], base: Base, settings: Settings) -> float | None:
+    if isinstance(settings, RerankerSettings):
+        return None  # logits are compared with no cosine
     learned = params.get("log_temperature")
     return base.temperature if learned is None else math.exp(float(learned))
 

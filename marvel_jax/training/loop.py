@@ -176,13 +176,18 @@ def _open_trackers(
 def _facts(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
     """What a reader of the metrics must know of this part of the run."""
     mesh, plan = prepared.mesh, prepared.plan
+    width = prepared.inputs.architecture.text.hidden_size
     return {
         "jax": jax.__version__,
         "devices": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
         "processes": jax.process_count(),
         "mesh": dict(mesh.shape),
         "objective": config.objective,
-        "loss": loss_implementation(config, shards=plan.num_shards) if contrasts(config) else None,
+        "loss": (
+            loss_implementation(config, shards=plan.num_shards, width=width)
+            if contrasts(config)
+            else None
+        ),
         "attention": attention_kernels(config, prepared.inputs.architecture, mesh).line,
         "row_counts": list(plan.row_counts),
         "refused_negatives": plan.refused_negatives,

@@ -32,7 +32,14 @@ _PACE = (
     "model.source",  # a folder that has moved is the same folder: content counts, not its path
     "loss.implementation",
     "loss.tile",
+    # Where data is: its content counts, by the source's and the processor's fingerprints.
     "data.path",
+    "data.images",
+    "data.mined",
+    "data.tokenizer",
+    "data.mixture.path",
+    "data.mixture.images",
+    "data.mixture.mined",
     "data.prefetch",
 )
 
@@ -41,11 +48,7 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     """What decides the result of a run: its config and the content of its data and weights."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     for field in _PACE:
-        *parents, name = field.split(".")
-        branch = plain
-        for parent in parents:
-            branch = branch[parent]
-        branch.pop(name)
+        _remove(plain, field.split("."))
     texts = {} if inputs.texts is None else {"texts": inputs.texts.fingerprint}
     return {
         "config": plain,
@@ -55,6 +58,17 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
         "processor": inputs.processor.fingerprint,
         "architecture": json.loads(json.dumps(dataclasses.asdict(inputs.architecture))),
     }
+
+
+def _remove(branch: Any, path: list[str]) -> None:
+    """Removes a field, from every element where the way goes through a list."""
+    if isinstance(branch, list):
+        for element in branch:
+            _remove(element, path)
+    elif len(path) == 1:
+        branch.pop(path[0])
+    else:
+        _remove(branch[path[0]], path[1:])
 
 
 def require_same_run(workdir: Path, described: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def main() -> None:
         os._exit(7)
     elif name == "hang":
         say(row={"pid": os.getpid()})
-        time.sleep(600)
+        time.sleep(60)
     else:
         say(**{name: "the reason"})
 

@@ -100,15 +100,16 @@ def test_slurm_queues_again_what_was_told_to_stop(stand_ins, monkeypatch, code, 
     root = stand_ins / "checkout"
     shutil.copytree(LAUNCH, root / "launch")
     write_program(root / ".venv/bin/marvel", "exit 0")
-    write_program(stand_ins / "bin/srun", f'echo "$@"; exit {code}')
+    write_program(stand_ins / "bin/srun", f'echo "$@" cores=$SRUN_CPUS_PER_TASK; exit {code}')
     write_program(stand_ins / "bin/scontrol", f'echo "$@" >{stand_ins}/scontrol')
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(root))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
     # As Slurm does, from a copy elsewhere.
     shutil.copy(LAUNCH / "slurm.sbatch", stand_ins / "script")
     found = run("bash", stand_ins / "script", "c.py", "--workdir", "/runs/x")
     assert found.returncode == code
-    assert f"{root}/.venv/bin/marvel train c.py --workdir /runs/x" in found.stdout
+    assert f"{root}/.venv/bin/marvel train c.py --workdir /runs/x cores=64" in found.stdout
     told = stand_ins / "scontrol"
     assert told.exists() == queued
     assert not queued or told.read_text() == "requeue 77\n"

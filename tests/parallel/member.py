@@ -23,6 +23,12 @@ def act(what: str) -> None:
         return
     if what == "fail":
         raise MarvelError("data.path=/nowhere does not exist")
+    if what == "unheard":  # its standard output leads nowhere, as behind `head`
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+        sys.stdout.write("not flushed yet")
+        threading.Event().wait()
     if what == "bug":
         raise ZeroDivisionError("a fault")
     if what == "abort":

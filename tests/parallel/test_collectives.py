@@ -125,3 +125,5 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_a_loop_whose_length_is_not_told_is_read_off_its_condition():
     assert executed_collectives(UNTOLD) == counts(all_reduce=28)
+    unsigned = UNTOLD.replace("%n = s32", "%n = u32")
+    assert executed_collectives(unsigned) == counts(all_reduce=28)

@@ -102,7 +102,8 @@ def test_a_process_alone_on_its_host_gets_all_its_devices(monkeypatch, environme
     monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda **named: given.update(named))
     monkeypatch.setattr(hosts.os, "environ", environment)
     said: list[str] = []
-    hosts.start(say=said.append)
+    with hosts.start(say=said.append):
+        pass
     assert said == ["process 2 of 4, coordinator gpu07:61586 (Slurm)"]
     assert given["cluster_detection_method"] == "deactivate"
     assert given["local_device_ids"] == devices

@@ -43,6 +43,9 @@ OPEN_MPI_5 = {name: value for name, value in OPEN_MPI_4.items() if "orte" not in
     "OMPI_VERSION": "5.0.3",
     "PMIX_SERVER_URI41": "prterun-host-1@0.0;tcp4://10.96.0.1:34911",
 }
+# Of the fourth of eight tasks of a host, the second of two.
+EIGHT = {"SLURM_STEP_TASKS_PER_NODE": "8(x4)", "SLURM_LOCALID": "3"}
+TWO = {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 # As GKE's webhook sets it in the second pod of the second of two v5e-16 slices.
 GKE_TPU = {
     "KUBERNETES_SERVICE_HOST": "10.0.0.1",
@@ -174,13 +177,15 @@ def test_an_address_of_the_environment_goes_before_a_derived_one():
 @pytest.mark.parametrize(
     ("environment", "device"),
     [
-        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x4)", "SLURM_LOCALID": "3"}, 3),
+        (SLURM | EIGHT, 3),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_LOCALID": "1"}, 1),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1"}, None),
-        (
-            OPEN_MPI_4 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
-            1,
-        ),
+        # The launcher has done it: each sees one, which is number 0.
+        (SLURM | EIGHT | {"CUDA_VISIBLE_DEVICES": "0"}, None),
+        (SLURM | EIGHT | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, 3),
+        (SLURM | EIGHT | {"JAX_LOCAL_DEVICE_IDS": "2,3"}, None),
+        (OPEN_MPI_4 | TWO | {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, None),
+        (OPEN_MPI_4 | TWO, 1),
     ],
 )
 def test_several_tasks_of_a_host_share_its_devices_out(environment, device):

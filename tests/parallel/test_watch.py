@@ -127,6 +127,15 @@ def test_an_error_of_all_is_told_by_each_once(tmp_path):
             assert (code, err.count("\n")) == (1, 1) and "stops, because" not in err
 
 
+@pytest.mark.parametrize("unheard", [0, 1])
+def test_a_process_that_cannot_say_why_ends_all_the_same(tmp_path, unheard):
+    whats = ["fail"] * 2
+    whats[unheard] = "unheard"
+    with Run(tmp_path, *whats) as run:
+        assert run.ends(unheard)[0] == 1
+        assert run.ends(1 - unheard)[0] == 1
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(tmp_path):
     with Run(tmp_path, "forever", "bug") as run:
         code, _, err = run.ends(1)

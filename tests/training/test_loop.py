@@ -1,5 +1,6 @@
 """A run is whole whatever happens to it: stopped, killed, finished, moved to other devices."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from marvel_jax.data.sources import SourceConfig
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.commands import load_config
 from marvel_jax.training import run_folder
@@ -119,8 +121,23 @@ def test_other_data_in_the_same_place_is_refused(tiny_config, tiny_run, tiny_cor
 def test_what_does_not_change_the_result_may_change(tiny_config, tiny_run):
     paces = ("checkpoint.every=100", "data.prefetch=1", "mesh.fsdp=2", "sharding.embed=None")
     memory = ("chunk_rows=2", "model.remat=full", "loss.implementation=ring", "loss.tile=8")
-    config = load_config(tiny_config, (*paces, *memory, "tracking.tensorboard=True"))
+    other = ("model.kernel=xla", "tracking.tensorboard=True")
+    config = load_config(tiny_config, (*paces, *memory, *other))
     run_folder.require_same_run(tiny_run, run_folder.describe(config, open_inputs(config)))
+
+
+def test_a_mixture_that_moved_is_the_same_run(tiny_config, tiny_corpus, tmp_path):
+    config = load_config(tiny_config)
+
+    def described(path):
+        parts = (SourceConfig(path=str(path), name="a"), SourceConfig(path=str(path), name="b"))
+        tokenizer = str(path / "tokenizer")
+        data = dataclasses.replace(config.data, path=None, mixture=parts, tokenizer=tokenizer)
+        mixed = dataclasses.replace(config, data=data)
+        return run_folder.describe(mixed, open_inputs(mixed))
+
+    shutil.copytree(tiny_corpus, tmp_path / "moved")
+    assert described(tmp_path / "moved") == described(tiny_corpus)
 
 
 def test_a_batch_that_does_not_divide_among_the_devices_is_told_and_can_be_mended(

@@ -78,6 +78,9 @@ def choose(
     text, vision = architecture.text, architecture.vision
     parts = 1 if mesh is None or head_axis not in mesh.shape else mesh.shape[head_axis]
     platform = {"cuda": "gpu"}.get(platform, platform)
+    if platform == "gpu" and capability is not None and not capability[:1].isdigit():
+        platform = "rocm"  # AMD's GPUs are named, as gfx942
+        capability = None
     have = None if capability is None else _capability(capability)
     common = (jnp.dtype(dtype), parts, head_axis, one_item_rows, platform, have)
     towers = {

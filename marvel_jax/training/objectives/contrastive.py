@@ -23,20 +23,24 @@ if TYPE_CHECKING:  # a bare accelerator image has none of what configs need
 # The similarities of a device's queries with all candidates, in float32, up to which they are held
 # as a whole: a few copies of them live at once in the backward pass.
 WHOLE_LOGITS_BYTES = 64 << 20
+# All candidates of the batch, gathered on every device, in float32: their gradient is as large.
+GATHERED_BYTES = 256 << 20
 
 
-def loss_implementation(config: "TrainConfig", *, shards: int) -> Implementation:
+def loss_implementation(config: "TrainConfig", *, shards: int, width: int) -> Implementation:
     """What `loss.implementation` "auto" means for a batch of this config on this many data shards.
 
     "dense" on one shard and "gather" on several, while a shard's float32 logits [b, C] take at
-    most `WHOLE_LOGITS_BYTES`; above, "ring", or "gather" for a form that the ring cannot do.
+    most `WHOLE_LOGITS_BYTES` and, on several, all candidates [C, `width`] at most
+    `GATHERED_BYTES`; above, "ring", or "gather" for a form that the ring cannot do.
     """
     if config.loss.implementation != "auto":
         return config.loss.implementation
     data = config.data
     candidates = data.global_batch * brought(config)
     logits = 4 * (data.global_batch // shards) * candidates
-    if logits > WHOLE_LOGITS_BYTES:
+    gathered_candidates = 4 * candidates * width if shards > 1 else 0
+    if logits > WHOLE_LOGITS_BYTES or gathered_candidates > GATHERED_BYTES:
         return "ring" if config.loss.form == "softmax" else "gather"
     return "dense" if shards == 1 else "gather"
 
@@ -93,7 +97,7 @@ def in_batch_loss(
         in_batch_negatives=config.loss.in_batch_negatives,
         form=config.loss.form,
         bias=bias,
-        implementation=loss_implementation(config, shards=shards),
+        implementation=loss_implementation(config, shards=shards, width=vectors.shape[-1]),
         mesh=mesh,
         axes=DATA_AXES,
         tile=config.loss.tile,

@@ -56,6 +56,7 @@ def test_cudnn_is_for_the_language_model_when_rows_hold_one_item():
         ("pallas", "tpu", {"dtype": "float16"}, "bfloat16 or float32, not float16"),
         ("pallas", "gpu", {"capability": "7.5"}, "capability 7.5, .* need 8.0 or later"),
         ("cudnn", "gpu", {"one_item_rows": True, "capability": "7.0"}, "need 8.0 or later"),
+        ("pallas", "gpu", {"capability": "gfx942"}, "no Pallas kernel for 'rocm'"),
     ],
 )
 def test_what_cannot_be_is_refused_and_auto_takes_xla_instead(asked, platform, options, message):

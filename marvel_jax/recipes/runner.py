@@ -1,0 +1,214 @@
+"""Runs a recipe stage by stage: what is done is skipped, what was killed goes on.
+
+Each stage has a folder of its name in the run's folder: its files, `begun.json` and, when whole,
+`done.json`. A stage whose fields or inputs have changed since is run again, and its old folder is
+kept beside as `NAME.before-1`. What stands behind it has another input then, and follows.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import write_json
+from marvel_jax.parallel import hosts
+from marvel_jax.recipes import stage_record, stage_runs
+from marvel_jax.recipes.outcome import Outcome
+from marvel_jax.recipes.recipe import DATA, Recipe
+from marvel_jax.recipes.stages import Stage, Train, inputs, with_inputs
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which stages of a recipe to run: all, those from one on, or one alone.
+
+    What stands before them is taken as it is, if it is finished: its inputs need not be there.
+    """
+
+    start: str | None = None
+    only: str | None = None
+
+    def of(self, recipe: Recipe) -> tuple[Stage, ...]:
+        """The stages.
+
+        Raises:
+          MarvelError: both ways are given, or a stage that there is not.
+        """
+        if self.start and self.only:
+            raise MarvelError("--from and --only contradict each other: give one of them.")
+        if self.only:
+            return (recipe.stage(self.only),)
+        first = recipe.stages.index(recipe.stage(self.start)) if self.start else 0
+        return recipe.stages[first:]
+
+
+class Run:
+    """A recipe in a folder."""
+
+    def __init__(self, recipe: Recipe, workdir: Path) -> None:
+        self.recipe, self.workdir = recipe, workdir
+        self._hashes: dict[Path, str] = {}
+
+    def folder(self, name: str) -> Path:
+        """Where a stage is."""
+        return self.workdir / name
+
+    def place(self, text: str) -> Path | str:
+        """Where an input is: a path, or what may be a Hub id."""
+        found = self.recipe.reference(text)
+        if found is None:
+            return text
+        if found.stage == DATA:
+            return self.recipe.data[found.output]
+        stage = self.recipe.stage(found.stage)
+        return self.folder(stage.name) / stage.outputs[found.output]
+
+    def maker(self, text: str) -> str | None:
+        """The stage that makes an input, if one does."""
+        found = self.recipe.reference(text)
+        return None if found is None or found.stage == DATA else found.stage
+
+    def is_done(self, name: str) -> bool:
+        """Whether a stage has finished, whatever it was then."""
+        return (self.folder(name) / stage_record.DONE).is_file()
+
+    def resolved(self, stage: Stage) -> Any:
+        """The stage with paths for inputs."""
+        return with_inputs(stage, lambda text: str(self.place(text)))
+
+    def described(self, stage: Stage) -> dict[str, Any]:
+        """What decides the stage's result; the stages before it must have finished."""
+        found = {field: self._hash(text) for field, text in inputs(stage).items()}
+        return stage_record.describe(stage, found)
+
+    def missing(self, stage: Stage, *, made: Sequence[str]) -> list[str]:
+        """Each input that is not there and that no stage of `made` will make."""
+        faults = []
+        for field, text in inputs(stage).items():
+            maker, place = self.maker(text), self.place(text)
+            if maker is not None:
+                if maker not in made and not self.is_done(maker):
+                    faults.append(f"{field}={text!r}: the stage {maker} has not run")
+            elif not is_there(place):
+                hint = f" (--set {text}=PATH)" if text != str(place) else ""
+                faults.append(f"{field}: {place} does not exist{hint}")
+        return faults
+
+    def _hash(self, text: str) -> str:
+        maker = self.maker(text)
+        if maker is not None:
+            output = text.partition(".")[2]
+            found = stage_record.output_hashes(self.folder(maker)).get(output)
+            return found or ""
+        place = Path(self.place(text))
+        if place not in self._hashes:
+            self._hashes[place] = stage_record.content_hash(place)
+        return self._hashes[place]
+
+
+def is_there(place: Path | str) -> bool:
+    """Whether an input can be had: a path that exists, or what can be a Hub id."""
+    return Path(place).expanduser().exists() or may_be_hub_id(place)
+
+
+def may_be_hub_id(place: Path | str) -> bool:
+    """Whether it looks like owner/name and no folder of that owner's name lies here."""
+    text = str(place)
+    owner, slash, name = text.partition("/")
+    plain = bool(slash and owner and name) and "/" not in name and not text.startswith((".", "~"))
+    return plain and not Path(owner).exists() and "." not in name.rpartition("/")[2][-6:]
+
+
+def run_recipe(
+    recipe: Recipe, workdir: Path, *, part: Part | None = None, say: Say = lambda line: None
+) -> Outcome:
+    """Runs what is not done yet; every process of a run of several calls it.
+
+    Raises:
+      MarvelError: an input is missing (all of them are listed, before anything runs), or what a
+        stage refuses.
+    """
+    run, chosen = Run(recipe, workdir), (part or Part()).of(recipe)
+    hosts.from_main(lambda: require_inputs(run, chosen))
+    facts: dict[str, Any] = {"workdir": str(workdir), "stages": {}}
+    lines: list[str] = []
+    for number, stage in enumerate(chosen, start=1):
+        head = f"[{number}/{len(chosen)}] {stage.name}"
+        state = hosts.from_main(lambda stage=stage, head=head: _prepare(run, stage, head, say))
+        if state == "done":
+            facts["stages"][stage.name] = {"ran": False}
+            continue
+        started = time.perf_counter()
+        outcome = _carry_out(run, stage, say)
+        if outcome.code:
+            left = {**facts, "stopped_in": stage.name, "interrupted": True}
+            return Outcome(left, [*lines, f"{stage.name}: {outcome.lines[0]}"], outcome.code)
+        seconds = time.perf_counter() - started
+        hosts.from_main(lambda stage=stage: _finish(run, stage, seconds, outcome))  # noqa: B023
+        for line in outcome.lines:
+            say(f"  {line}")
+        facts["stages"][stage.name] = {"ran": True, "seconds": round(seconds, 1), **outcome.facts}
+        if isinstance(stage, stage_runs.TABLES):
+            lines += outcome.lines
+    ran = sum(one["ran"] for one in facts["stages"].values())
+    lines.append(f"{workdir}: {ran} of {len(chosen)} stages run, the others were done")
+    return Outcome(facts, lines)
+
+
+def require_inputs(run: Run, chosen: Sequence[Stage]) -> None:
+    """Refuses a run that would stop in the middle.
+
+    Raises:
+      MarvelError: naming every input that is missing.
+    """
+    made = [stage.name for stage in chosen]
+    faults = [f"{s.name}: {fault}" for s in chosen for fault in run.missing(s, made=made)]
+    if faults:
+        raise MarvelError(
+            f"Nothing was run, because {len(faults)} inputs are missing: {'; '.join(faults)}."
+        )
+
+
+def _prepare(run: Run, stage: Stage, head: str, say: Say) -> str:
+    """On the first process: what is to be done with the stage's folder, and does it."""
+    folder, described = run.folder(stage.name), run.described(stage)
+    found = stage_record.examine(folder, described, stage)
+    if found.state == "done":
+        say(f"{head}: done before")
+        return "done"
+    if found.state == "changed":
+        aside = stage_record.set_aside(folder)
+        shown = ", ".join(found.differing[:5]) + (", ..." if len(found.differing) > 5 else "")
+        say(f"{head}: changed ({shown}): its folder is kept as {aside.name}")
+    say(f"{head}: {'goes on' if found.state == 'unfinished' else 'begins'}")
+    stage_record.begin(folder, described)
+    return found.state
+
+
+def _carry_out(run: Run, stage: Stage, say: Say) -> Outcome:
+    """Training is the work of all processes, everything else that of the first."""
+    resolved, folder = run.resolved(stage), run.folder(stage.name)
+    if isinstance(stage, Train):
+        return stage_runs.run_stage(resolved, folder, say)
+    kept: list[Outcome] = []
+
+    def alone() -> None:
+        kept.append(stage_runs.run_stage(resolved, folder, say))
+
+    hosts.from_main(alone)
+    return kept[0] if kept else Outcome({}, [])
+
+
+def _finish(run: Run, stage: Stage, seconds: float, outcome: Outcome) -> None:
+    folder = run.folder(stage.name)
+    stage_record.finish(
+        folder, run.described(stage), stage, seconds=seconds, facts=dict(outcome.facts)
+    )
+    write_json(
+        run.workdir / "recipe.json",
+        {"data": dict(run.recipe.data), "stages": [one.name for one in run.recipe.stages]},
+    )

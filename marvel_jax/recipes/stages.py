@@ -1,0 +1,292 @@
+"""The kinds of stages that a recipe is made of: what each reads, how it does its work, what it
+leaves.
+
+A stage's inputs are the fields named in `INPUTS`, also deep in its `TrainConfig`: "mine.negatives"
+is an output of an earlier stage, "data.mbeir" one of the recipe's own `data`, anything else a path
+or a Hub id.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+from marvel_jax.data.mbeir_synthetic import CAPTIONS_FILE, NLI_FILE
+from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.training.config import TrainConfig
+
+INPUTS = frozenset(
+    "model source data path images tokenizer mined teacher retrieved_by taught_by lists scores".split()
+)
+"""Fields that hold inputs, wherever they are."""
+
+CACHES = frozenset({"vectors"})
+"""Outputs that only save work: another stage's may be missing, and their content does not count."""
+
+_Any = TypeVar("_Any")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage under its name; `outputs` maps names to paths within its folder."""
+
+    name: str
+    outputs: ClassVar[Mapping[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class Emoji(Stage):
+    """Builds the emoji corpus; `limit` keeps about so many emoji."""
+
+    seed: int = 0
+    limit: int | None = None
+    outputs: ClassVar[Mapping[str, str]] = {"mbeir": "corpus"}
+
+
+@dataclass(frozen=True)
+class Synthetic(Stage):
+    """Makes a synthetic M-BEIR with sentence triplets and captions beside it."""
+
+    size: str = "tiny"
+    seed: int = 0
+    outputs: ClassVar[Mapping[str, str]] = {
+        "mbeir": "corpus",
+        "nli": f"corpus/{NLI_FILE}",
+        "captions": f"corpus/{CAPTIONS_FILE}",
+    }
+
+
+@dataclass(frozen=True)
+class Base(Stage):
+    """Draws a model's weights: where a recipe's chain starts if nothing pretrained is given.
+
+    `data` is a corpus whose tokenizer the model takes.
+    """
+
+    data: str
+    architecture: Qwen2VLConfig
+    seed: int = 0
+    max_pixels: int = 56 * 56
+    outputs: ClassVar[Mapping[str, str]] = {"model": "model"}
+
+
+@dataclass(frozen=True)
+class Subset(Stage):
+    """A part of an M-BEIR folder's queries in a folder of its own; pools and pictures stay whole.
+
+    Of each set's queries, shuffled by `seed`, those between the shares `first` and `last`, at most
+    `most` of them. `include` and `exclude` choose sets as `SourceConfig` does.
+    """
+
+    data: str
+    split: str = "train"
+    first: float = 0.0
+    last: float = 1.0
+    most: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    seed: int = 42
+    outputs: ClassVar[Mapping[str, str]] = {"mbeir": "corpus"}
+
+
+@dataclass(frozen=True)
+class Train(Stage):
+    """Trains, and writes the result, adapters merged, as a model folder.
+
+    What is trained, an embedder by contrast or by distillation or a reranker, says the config.
+    """
+
+    config: TrainConfig
+    outputs: ClassVar[Mapping[str, str]] = {"model": "model"}
+
+
+@dataclass(frozen=True)
+class Mine(Stage):
+    """Mines hard negatives, or the lists that a reranker is to score, for a split's queries.
+
+    `settings` change the preset as `marvel mine --set` does. `vectors` are those of an earlier
+    stage with the same model and pool.
+    """
+
+    model: str
+    data: str
+    split: str = "train"
+    pool: Literal["global", "local"] = "global"
+    preset: str = "filtered"
+    settings: tuple[str, ...] = ()
+    teacher: str | None = None
+    chosen_only: bool = False
+    scann: bool = False
+    seed: int = 0
+    vectors: str | None = None
+    outputs: ClassVar[Mapping[str, str]] = {"negatives": "negatives.jsonl", "vectors": "vectors"}
+
+
+@dataclass(frozen=True)
+class Recall(Stage):
+    """The best `depth` candidates of each query of a test split, in its own pool and in all.
+
+    `vectors` are those of an earlier evaluation of the same model on the same pool.
+    """
+
+    model: str
+    data: str
+    split: str = "test"
+    depth: int = 50
+    seed: int = 0
+    vectors: str | None = None
+    outputs: ClassVar[Mapping[str, str]] = {
+        "local": "local.jsonl",
+        "global": "global.jsonl",
+        "vectors": "vectors",
+    }
+
+
+@dataclass(frozen=True)
+class Score(Stage):
+    """A reranker's logits for the first `top` of each list of a file of `Mine` or `Recall`.
+
+    `model` is a reranker, or with `prompt` any instruct model.
+    """
+
+    model: str
+    lists: str
+    data: str
+    split: str = "train"
+    top: int = 50
+    prompt: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_tokens: int = 8192
+    seed: int = 0
+    outputs: ClassVar[Mapping[str, str]] = {"scores": "scores.jsonl"}
+
+
+@dataclass(frozen=True)
+class Evaluate(Stage):
+    """Every test set against its own pool and against all, by the M-BEIR protocol."""
+
+    model: str
+    data: str
+    scann: bool = False
+    seed: int = 0
+    outputs: ClassVar[Mapping[str, str]] = {"scores": "scores.json", "vectors": "vectors"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores of a split's lists, and the folder that the split's queries are in."""
+
+    scores: str
+    data: str
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class Fuse(Stage):
+    """Fits the weight of a reranker on validation queries and judges it on others, pool by pool.
+
+    `validation` and `test` name the scored lists of "local" and "global".
+    """
+
+    validation: dict[str, Judged]
+    test: dict[str, Judged]
+    form: Literal["add", "alpha"] = "add"
+    scope: Literal["task", "global"] = "task"
+    seed: int = 0
+    outputs: ClassVar[Mapping[str, str]] = {"scores": "fusion.json"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column of a table shows: scores of an `Evaluate`, or of a `Fuse`."""
+
+    label: str
+    scores: str
+
+
+@dataclass(frozen=True)
+class Report(Stage):
+    """Scores beside one another: by task and pool with 95% intervals."""
+
+    columns: tuple[Column, ...]
+    title: str = ""
+    outputs: ClassVar[Mapping[str, str]] = {"table": "table.md", "scores": "table.json"}
+
+
+KINDS: tuple[type[Stage], ...] = (
+    Emoji,
+    Synthetic,
+    Base,
+    Subset,
+    Train,
+    Mine,
+    Recall,
+    Score,
+    Evaluate,
+    Fuse,
+    Report,
+)
+
+
+def inputs(stage: Stage, *, caches: bool = False) -> dict[str, str]:
+    """What a stage reads: the field ("config.data.mined") and what stands in it.
+
+    With `caches` also what it would use if it were there.
+    """
+    found: dict[str, str] = {}
+    wanted = INPUTS | CACHES if caches else INPUTS
+
+    def note(field: str, text: str) -> str:
+        if _last_name(field) in wanted:
+            found[field] = text
+        return text
+
+    _walk(stage, "", note)
+    return found
+
+
+def with_inputs(stage: _Any, change: Callable[[str], Any]) -> _Any:
+    """The stage with every input, cache or not, replaced."""
+
+    def replace(field: str, text: str) -> Any:
+        return change(text) if _last_name(field) in INPUTS | CACHES else text
+
+    return _walk(stage, "", replace)  # type: ignore[no-any-return]
+
+
+def _last_name(field: str) -> str:
+    return field.rpartition(".")[2].partition("[")[0]
+
+
+def _walk(value: Any, field: str, visit: Callable[[str, str], Any]) -> Any:
+    """A copy of nested dataclasses with what `visit` makes of each text in them."""
+    if isinstance(value, str):
+        return visit(field, value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        prefix = f"{field}." if field else ""
+        values = {
+            one.name: getattr(value, one.name)
+            for one in dataclasses.fields(value)
+            if one.init
+        }
+        changed = {
+            name: made
+            for name, old in values.items()
+            if (made := _walk(old, prefix + name, visit)) is not old
+        }
+        return dataclasses.replace(value, **changed) if changed else value
+    if isinstance(value, tuple) and any(map(_holds_text, value)):
+        return tuple(_walk(one, f"{field}[{n}]", visit) for n, one in enumerate(value))
+    if isinstance(value, dict) and any(map(_holds_text, value.values())):
+        return {key: _walk(one, f"{field}[{key}]", visit) for key, one in value.items()}
+    return value
+
+
+def _holds_text(value: Any) -> bool:
+    return isinstance(value, str) or dataclasses.is_dataclass(value)
+
+
+def known_outputs() -> Iterator[str]:
+    """The names that outputs of stages have."""
+    for kind in KINDS:
+        yield from kind.outputs

@@ -1,0 +1,198 @@
+"""Logits of a few tokens: transformers' numbers, packed or alone, branching or not."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from marvel_jax.errors import MarvelError
+from marvel_jax.models import attention, names
+from marvel_jax.models.kernels import Kernel
+from marvel_jax.models.kernels.xla import BRANCH
+from marvel_jax.models.qwen2_vl import answer_logits, hidden_states, init_params, yes_no_logits
+from tests.models import parity, record_answers, samples
+from tests.models.samples import build_rows
+
+TOLERANCE = 1e-5
+
+
+@functools.cache
+def program(name: str, options: str = "causal") -> Any:
+    config = parity.golden(name).config
+
+    def run(params: Any, rows: Any, places: Any) -> Any:
+        return answer_logits(
+            params,
+            rows,
+            config,
+            places=places,
+            answers=record_answers.ANSWERS,
+            attention=options,
+        )
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("name", parity.CHECKPOINTS)
+def test_packed_rows_give_the_recorded_logits_of_transformers(name):
+    golden = parity.golden(name)
+    with np.load(record_answers.PATH) as recorded:
+        expected = {item: recorded[f"{name}/{item}"] for item in golden.samples}
+    rows = parity.packed_rows(name, "mrope")
+    places = np.tile(np.arange(rows.tokens.shape[1]), (2, 1))
+    found = np.asarray(program(name)(golden.params, rows, places))
+    scale = max(np.abs(one).max() for one in expected.values())
+    assert scale > 1e-2  # else nothing was compared
+    for r, row in enumerate(parity._PLACEMENT):
+        start = 0
+        for item in row:
+            stop = start + len(expected[item])
+            np.testing.assert_allclose(
+                found[r, start:stop] / scale, expected[item] / scale, rtol=0, atol=TOLERANCE
+            )
+            start = stop
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", parity.CHECKPOINTS)
+def test_an_item_alone_has_the_logits_that_transformers_gives(name):
+    pytest.importorskip("torch")
+    from tests.models import torch_reference
+
+    golden = parity.golden(name)
+    model = torch_reference.load(parity.GOLDEN / name)
+    for item in ("text", "several"):
+        sample = golden.samples[item]
+        expected = record_answers.answer_logits(model, sample)
+        rows = build_rows([[sample]], patches=max(len(sample.patches), 0))
+        places = np.array([[len(sample.tokens) - 1, 4]])
+        found = np.asarray(program(name)(golden.params, rows, places))[0]
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(
+            found / scale, expected[places[0]] / scale, rtol=0, atol=TOLERANCE
+        )
+
+
+def test_yes_and_no_come_in_the_order_asked():
+    golden = parity.golden("tied")
+    rows = build_rows([[golden.samples["text"]]], values=147)
+    places = np.array([[3, 10]])
+    several = np.asarray(program("tied")(golden.params, rows, places))
+    first, second, _ = record_answers.ANSWERS
+    found = yes_no_logits(golden.params, rows, golden.config, places=places, yes_no=(second, first))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, several[..., [1, 0]], rtol=1e-6)
+
+
+def test_an_untied_model_without_its_head_is_refused():
+    golden = parity.golden("untied")
+    headless = {tower: leaf for tower, leaf in golden.params.items() if tower != "lm_head"}
+    rows = build_rows([[golden.samples["text"]]], values=588)
+    with pytest.raises(MarvelError, match="lm_head"):
+        answer_logits(headless, rows, golden.config, places=np.array([[3]]), answers=(1, 2))
+
+
+# --- branches ----------------------------------------------------------------------------------
+
+
+def test_a_branch_reads_as_if_the_trunk_and_it_stood_alone():
+    """One trunk with a picture, three branches, beside another item, against four plain rows."""
+    config = samples.small_config()
+    params = init_params(config, key=jax.random.key(0))
+    trunk = samples.make_sample("trunk", [4, (4, 4), 3], config, seed=0)
+    tails = [samples.make_sample(str(k), [3 + k], config, seed=1 + k) for k in range(3)]
+    other = samples.make_sample("other", [6], config, seed=9)
+    whole = [
+        samples.Sample(
+            tail.name,
+            np.concatenate([trunk.tokens, tail.tokens]),
+            np.concatenate([trunk.pooled, tail.pooled]),
+            trunk.grids,
+            trunk.patches,
+            trunk.image_token,
+        )
+        for tail in tails
+    ]
+    alone = build_rows([[one] for one in [*whole, other]])
+    expected = np.asarray(hidden_states(params, alone, config, attention="causal"))
+    start = len(trunk.tokens)
+    long = samples.Sample(
+        "long",
+        np.concatenate([trunk.tokens, *(tail.tokens for tail in tails)]),
+        np.ones(start + sum(len(tail.tokens) for tail in tails), bool),
+        trunk.grids,
+        trunk.patches,
+        trunk.image_token,
+    )
+    rows = build_rows([[other, long]])
+    place = len(other.tokens) + start
+    spans = []
+    for number, (tail, one) in enumerate(zip(tails, whole, strict=True), start=1):
+        span = slice(place, place + len(tail.tokens))
+        rows.segments[0, span] += BRANCH * number
+        rows.positions[0, span] = one.positions("mrope")[start:]
+        spans.append(span)
+        place = span.stop
+    found = np.asarray(hidden_states(params, rows, config, attention="branching"))[0]
+    for number, (span, tail) in enumerate(zip(spans, tails, strict=True)):
+        own = expected[number, start : start + len(tail.tokens)]
+        np.testing.assert_allclose(found[span], own, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        found[: len(other.tokens)], expected[3, : len(other.tokens)], rtol=0, atol=1e-5
+    )
+    # Without the branches' rule the tails would read each other, and nothing of the trunk.
+    plain = np.asarray(hidden_states(params, rows, config, attention="causal"))[0]
+    assert np.abs(plain[spans[1]] - found[spans[1]]).max() > 1e-2
+
+
+@pytest.mark.parametrize("length", [40, 300])
+def test_branches_are_masked_alike_in_one_piece_and_in_chunks(length):
+    """Against a mask that is written out; 300 tokens are more than one chunk of queries."""
+    random = np.random.default_rng(length)
+    segments = np.sort(random.integers(0, 3, length)).astype(np.int32)
+    branches = np.zeros(length, np.int32)
+    for segment in (1, 2):
+        own = np.flatnonzero(segments == segment)
+        branches[own] = np.sort(random.integers(0, 4, len(own)))
+    query, key, value = random.normal(size=(3, 1, length, 2, 8)).astype(np.float32)
+    found = attention.attend(
+        query,
+        key,
+        value,
+        segments=(segments + BRANCH * branches)[None],
+        causal=True,
+        branching=True,
+    )
+    same = segments[:, None] == segments[None]
+    seen = same & ((branches[None] == 0) | (branches[:, None] == branches[None]))
+    seen &= np.tri(length, dtype=bool)
+    logits = np.einsum("she,the->hst", query[0], key[0]) / np.sqrt(8)
+    weights = np.where(seen, np.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(
+        found[0], np.einsum("hst,the->she", weights, value[0]), rtol=0, atol=1e-5
+    )
+
+
+def test_only_xla_can_branch():
+    x = np.zeros((1, 4, 2, 8), np.float32)
+    with pytest.raises(MarvelError, match="'splash' cannot do segments that branch"):
+        attention.attend(
+            x,
+            x,
+            x,
+            segments=np.ones((1, 4), np.int32),
+            causal=True,
+            branching=True,
+            kernel=Kernel("splash"),
+        )
+
+
+def test_the_head_is_among_the_names_of_an_untied_model_only():
+    heads = [
+        [row.path for row in names.table(parity.golden(name).config) if "lm_head" in row.path]
+        for name in ("untied", "tied")
+    ]
+    assert heads == [["lm_head/kernel"], []]
