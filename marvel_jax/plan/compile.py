@@ -102,7 +102,10 @@ def plan_here(
     check_heads(architecture, tensor=mesh.shape["tensor"])
     kernel = attention_kernels(config, architecture, mesh).line
 
+    loss = "none"
     if stage == "train":
+        width = architecture.text.hidden_size
+        loss = loss_implementation(config, shards=shards, width=width)
         sizes = batch.train_sizes(config, corpus, shards=shards)
         row = config.data.row
         shapes = batch.train_batch(config, architecture, sizes, shards=shards)
@@ -151,7 +154,7 @@ def plan_here(
         hosts=len({device.process_index for device in devices}),
         mesh=dict(mesh.shape),
         kernel=kernel,
-        loss=loss_implementation(config, shards=shards) if stage == "train" else "none",
+        loss=loss,
         settings={
             "chunk_rows": config.chunk_rows,
             "remat": config.model.remat,

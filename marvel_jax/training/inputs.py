@@ -24,6 +24,7 @@ from marvel_jax.parallel import hosts
 from marvel_jax.settings import EmbeddingSettings, check_tokenizer
 from marvel_jax.training.config import DataConfig, TrainConfig
 from marvel_jax.training.objective_config import retains
+from marvel_jax.training.rerank_inputs import listed_source, pair_processor
 from marvel_jax.training.state import (
     Placed,
     create_state,
@@ -114,8 +115,6 @@ def open_texts(config: TrainConfig, processor: Processor) -> TextStream | None:
 def _processor(folder: Path, config: TrainConfig, architecture: Qwen2VLConfig) -> Any:
     if config.objective != "rerank":
         return make_processor(folder, config.embedding, architecture)
-    from marvel_jax.training.rerank_inputs import pair_processor
-
     return pair_processor(folder, config, architecture)
 
 
@@ -190,8 +189,6 @@ def _open_part(
         return sources.open_source(
             part, field=field, retrieved_by=data.retrieved_by, taught_by=data.taught_by
         )
-    from marvel_jax.training.rerank_inputs import listed_source
-
     source = sources.open_source(dataclasses.replace(part, mined=None), field=field)
     return listed_source(rerank, source, part.mined)
 

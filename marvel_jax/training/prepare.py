@@ -10,6 +10,7 @@ from marvel_jax.data import lengths
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
 from marvel_jax.data.lengths import Progress
 from marvel_jax.data.pipeline import Build, build_batch
+from marvel_jax.data.rerank_batch import build_rerank_batch
 from marvel_jax.data.taught import lists_of
 from marvel_jax.errors import MarvelError
 from marvel_jax.parallel import hosts
@@ -22,6 +23,7 @@ from marvel_jax.training.inputs import Inputs, open_inputs, place_state
 from marvel_jax.training.objective_config import labels
 from marvel_jax.training.optimizer import make_optimizer
 from marvel_jax.training.progress import Teller
+from marvel_jax.training.rerank_inputs import make_rerank_plan, reranker_settings
 from marvel_jax.training.state import Placed
 from marvel_jax.training.step import attention_kernels, make_train_step
 
@@ -124,8 +126,6 @@ def make_build(config: TrainConfig, inputs: Inputs, *, shards: int) -> Build:
       MarvelError: the texts of a step do not divide among the shards.
     """
     if config.objective == "rerank":
-        from marvel_jax.data.rerank_batch import build_rerank_batch
-
         return build_rerank_batch
     texts = inputs.texts
     if texts is None:
@@ -142,8 +142,6 @@ def _rerank_plan(
     cache: Path | None,
     progress: Progress | None = None,
 ) -> Any:
-    from marvel_jax.training.rerank_inputs import make_rerank_plan
-
     processor: Any = inputs.processor
     return make_rerank_plan(
         inputs.source, processor, config, shards=shards, cache=cache, progress=progress
@@ -189,6 +187,4 @@ def _settings(config: TrainConfig) -> Any:
     """What is kept beside the exported weights."""
     if config.objective != "rerank":
         return config.embedding
-    from marvel_jax.training.rerank_inputs import reranker_settings
-
     return reranker_settings(config)

@@ -14,6 +14,7 @@ from marvel_jax.training.objective_config import retains
 from marvel_jax.training.objectives.contrastive import contrastive_loss, loss_implementation
 from marvel_jax.training.objectives.distillation import distillation_loss
 from marvel_jax.training.objectives.encoding import Metrics, attention_kernels
+from marvel_jax.training.objectives.rerank import rerank_loss
 from marvel_jax.training.objectives.retention import retention_loss
 from marvel_jax.training.optimizer import clamp_temperature, learning_rate_schedule
 from marvel_jax.training.state import TrainState
@@ -32,11 +33,11 @@ def objective_loss(config: "TrainConfig") -> Loss:
 
     It returns the loss and metrics, "loss" among them.
     """
-    if config.objective == "rerank":
-        from marvel_jax.training.objectives.rerank import rerank_loss
-
-        return rerank_loss
-    return {"contrastive": contrastive_loss, "distillation": distillation_loss}[config.objective]
+    return {
+        "contrastive": contrastive_loss,
+        "distillation": distillation_loss,
+        "rerank": rerank_loss,
+    }[config.objective]
 
 
 def batch_loss(

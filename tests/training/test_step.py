@@ -155,24 +155,31 @@ def test_every_form_of_the_loss_can_be_trained(form, implementation):
 
 
 @pytest.mark.parametrize(
-    ("loss", "batch", "shards", "expected"),
+    ("loss", "batch", "shards", "width", "expected"),
     [
-        (LossConfig(), 1024, 1, "dense"),
-        (LossConfig(), 1024, 8, "gather"),
+        (LossConfig(), 1024, 1, 32, "dense"),
+        (LossConfig(), 1024, 8, 32, "gather"),
         # 4 bytes * B * 2 B / shards: 128 MiB a shard.
-        (LossConfig(), 4096, 1, "ring"),
-        (LossConfig(), 8192, 8, "gather"),
-        (LossConfig(), 16_384, 8, "ring"),
-        (LossConfig(form="llave"), 16_384, 8, "gather"),
-        (LossConfig(form="llave"), 4096, 1, "gather"),
-        (LossConfig(implementation="dense"), 16_384, 8, "dense"),
+        (LossConfig(), 4096, 1, 32, "ring"),
+        (LossConfig(), 8192, 8, 32, "gather"),
+        (LossConfig(), 16_384, 8, 32, "ring"),
+        (LossConfig(form="llave"), 16_384, 8, 32, "gather"),
+        (LossConfig(form="llave"), 4096, 1, 32, "gather"),
+        (LossConfig(implementation="dense"), 16_384, 8, 32, "dense"),
+        # Of few similarities a shard, but 4 bytes * 2 B * width: 256 MiB of candidates, and more.
+        (LossConfig(), 8192, 1024, 4096, "gather"),
+        (LossConfig(), 8192 + 1024, 1024, 4096, "ring"),
+        (LossConfig(form="llave"), 8192 + 1024, 1024, 4096, "gather"),
+        # One shard has them anyway.
+        (LossConfig(), 1024, 1, 1 << 20, "dense"),
     ],
 )
-def test_the_implementation_follows_from_the_size_of_the_similarities(
-    loss, batch, shards, expected
+def test_the_implementation_follows_from_what_similarities_and_candidates_take(
+    loss, batch, shards, width, expected
 ):
     data = DataConfig(path=".", global_batch=batch, hard_negatives=1)
-    assert loss_implementation(config_for(loss=loss, data=data), shards=shards) == expected
+    config = config_for(loss=loss, data=data)
+    assert loss_implementation(config, shards=shards, width=width) == expected
 
 
 def arguments_for(rows: int, *, layers: int = 2, **changes: Any) -> tuple[Any, ...]:
