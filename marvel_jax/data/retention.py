@@ -98,9 +98,7 @@ class TextStream:
         each = self.per_step // num_shards
         stream = random_stream(self.seed, _DRAWS, step)
         drawn = stream.choice(len(self._lines), self.per_step, replace=False)
-        size = each
-        if self.chunk is not None and each > self.chunk:
-            size = -(-each // self.chunk) * self.chunk
+        size = text_rows(each, chunk=self.chunk)
         shape = RowShape(tokens=self.max_tokens, patches=0, items=1)
         parts, keys = [], np.zeros((len(shards), size, 1, 2), np.uint32)
         for place, shard in enumerate(shards):
@@ -126,6 +124,11 @@ class TextStream:
             patch_image=np.zeros(0, np.int32),
             vision_index=np.full(length, -1, np.int32),
         )
+
+
+def text_rows(texts: int, *, chunk: int | None) -> int:
+    """The rows that so many texts take: a multiple of `chunk`, or fewer than `chunk`."""
+    return texts if chunk is None or texts <= chunk else -(-texts // chunk) * chunk
 
 
 def _render(line: Mapping[str, Any], tokenizer: ChatTokenizer) -> tuple[list[int], list[bool]]:

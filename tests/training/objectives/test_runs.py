@@ -15,6 +15,7 @@ from marvel_jax.data.mined import KIND, VERSION, MinedLine
 from marvel_jax.data.teacher import teacher_line, teacher_writer
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import hub, lora
+from marvel_jax.plan import batch as plan_batch
 from marvel_jax.recipes.commands import load_config
 from marvel_jax.training.checkpoints import read_params
 from marvel_jax.training.export import export_checkpoint
@@ -22,6 +23,7 @@ from marvel_jax.training.inputs import open_inputs, place_state
 from marvel_jax.training.loop import train
 from marvel_jax.training.objective_config import DistillationConfig
 from marvel_jax.training.optimizer import make_optimizer
+from marvel_jax.training.prepare import make_build, make_plan
 from tests.training import runs, tiny_steps
 from tests.training.objectives.talk import RETENTION
 
@@ -146,3 +148,21 @@ def test_files_of_other_models_are_told_before_anything_is_written(
     assert "mined.jsonl was made for another model (model_hash 'm0' there, 'm9' here)" in told
     assert "teacher.jsonl was made for another model (teacher_hash 't0' there" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_marvel_plan_compiles_for_the_batch_that_comes(distilled):
+    config, _ = distilled
+    inputs = open_inputs(config)
+    epoch = make_plan(config, inputs, shards=2, cache=None)
+    step = max((epoch.step(number) for number in range(4)), key=lambda one: one.num_rows)
+    build = make_build(config, inputs, shards=2)
+    batch = build(inputs.source, inputs.processor, step, range(2))
+    sizes = plan_batch.train_sizes(config, inputs, shards=2)
+    planned = plan_batch.train_batch(config, inputs.architecture, sizes, shards=2)
+    # A text has no patches; how wide they are does not matter.
+    texts = planned.texts._replace(
+        rows=planned.texts.rows._replace(patches=batch.texts.rows.patches)
+    )
+    found, expected = (jax.tree.leaves(one) for one in (planned._replace(texts=texts), batch))
+    assert [leaf.shape for leaf in found] == [leaf.shape for leaf in expected]
+    assert [leaf.dtype for leaf in found] == [leaf.dtype for leaf in expected]
