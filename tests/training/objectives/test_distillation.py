@@ -12,6 +12,7 @@ from marvel_jax.parallel.mesh import MeshConfig
 from marvel_jax.parallel.sharding import put_batch
 from marvel_jax.training.config import DataConfig, TrainConfig
 from marvel_jax.training.objective_config import DistillationConfig
+from marvel_jax.training.state import model_weights
 from tests import plain_step, tiny
 from tests.training import tiny_steps
 from tests.training.objectives.talk import RETENTION
@@ -48,9 +49,10 @@ def lists_alone() -> Run:
 def numpy_kl(config: TrainConfig) -> tuple[float, float, int]:
     """KL, agreement and number of lists of the first batch, in float64."""
     batch = next(tiny_steps.batches(config, 1, num_steps=1))
-    params = tiny_steps.start(config)[0]
+    params, frozen = tiny_steps.start(config)
+    weights = model_weights(params, frozen)
     vectors = np.asarray(
-        plain_step.embed(params["model"], batch.rows, ARCHITECTURE, tiny.ROW.items), np.float64
+        plain_step.embed(weights, batch.rows, ARCHITECTURE, tiny.ROW.items), np.float64
     ).reshape(-1, ARCHITECTURE.text.hidden_size)
     candidates = vectors[batch.candidate_slot].reshape(16, -1, vectors.shape[1])
     assert config.distillation is not None
@@ -81,6 +83,14 @@ def test_the_first_loss_is_that_of_numpy():
     assert first["agreement"] == pytest.approx(agreement, abs=1e-6)
     assert first["lists"] == lists < 16  # those without a list do not count
     assert "accuracy" not in first
+
+
+def test_a_list_stands_behind_what_else_a_query_brings():
+    """Positives and hard negatives come first; adapters add nothing to the base at the start."""
+    first = on_one_device().history[0]
+    expected, agreement, _ = numpy_kl(with_all())
+    assert first["kl"] == pytest.approx(expected, abs=1e-5)
+    assert first["agreement"] == pytest.approx(agreement, abs=1e-6)
 
 
 def test_a_student_comes_to_agree_with_its_teacher():
