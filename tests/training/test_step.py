@@ -166,10 +166,10 @@ def test_every_form_of_the_loss_can_be_trained(form, implementation):
         (LossConfig(form="llave"), 16_384, 8, 32, "gather"),
         (LossConfig(form="llave"), 4096, 1, 32, "gather"),
         (LossConfig(implementation="dense"), 16_384, 8, 32, "dense"),
-        # Of few similarities a shard, but 4 bytes * 2 B * width: 256 MiB of candidates, and more.
-        (LossConfig(), 8192, 1024, 4096, "gather"),
-        (LossConfig(), 8192 + 1024, 1024, 4096, "ring"),
-        (LossConfig(form="llave"), 8192 + 1024, 1024, 4096, "gather"),
+        # Of few similarities a shard, but 4 bytes * 2 B * width: 1 GiB of candidates, and more.
+        (LossConfig(), 32_768, 1024, 4096, "gather"),
+        (LossConfig(), 32_768 + 1024, 1024, 4096, "ring"),
+        (LossConfig(form="llave"), 32_768 + 1024, 1024, 4096, "gather"),
         # One shard has them anyway.
         (LossConfig(), 1024, 1, 1 << 20, "dense"),
     ],

@@ -23,8 +23,10 @@ if TYPE_CHECKING:  # a bare accelerator image has none of what configs need
 # The similarities of a device's queries with all candidates, in float32, up to which they are held
 # as a whole: a few copies of them live at once in the backward pass.
 WHOLE_LOGITS_BYTES = 64 << 20
-# All candidates of the batch, gathered on every device, in float32: their gradient is as large.
-GATHERED_BYTES = 256 << 20
+# All candidates of the batch, gathered on every device, in float32; their gradient is as large. Up
+# to here both find room beside what the towers take, and the ring's messages take longer
+# (docs/scaling.md).
+GATHERED_BYTES = 1 << 30
 
 
 def loss_implementation(config: "TrainConfig", *, shards: int, width: int) -> Implementation:
