@@ -35,10 +35,10 @@ class Rows(NamedTuple):
 class Batch(NamedTuple):
     """Rows, and what the loss reads. Leading axes are shards * (size per shard).
 
-    A shard has b queries and c = b * (P + H) candidates: P labelled positives and then H hard
-    negatives of its first query, of its second, and so on. Slots are row * G + segment - 1 within
-    the shard's own rows. `positive_ids` holds every known positive of the query that is among the
-    candidates of the global batch, so that none counts as a negative.
+    A shard has b queries and c = b * (P + H + K) candidates: P labelled positives, H hard
+    negatives and K of the teacher's list of its first query, of its second, and so on. Slots are
+    row * G + segment - 1 within the shard's own rows. `positive_ids` holds every known positive of
+    the query that is among the candidates of the global batch, so that none counts as a negative.
     """
 
     rows: Rows
@@ -52,6 +52,8 @@ class Batch(NamedTuple):
     own_positive: Array  # [B, P] int32: the labels among the shard's candidates, -1 = none
     query_valid: Array  # [B] bool
     candidate_valid: Array  # [C] bool
+    lists: Any = None  # `data.taught.ListScores`, with distillation
+    texts: Any = None  # `data.retention.TextRows`, with retention
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from marvel_jax.data.plan_distinct import Copies, choose_distinct
 from marvel_jax.data.plan_groups import Batches, PartShare, make_groups
 from marvel_jax.data.plan_order import QueryOrder, random_stream
 from marvel_jax.data.plan_shards import BatchShape, ShardPlan, batch_shapes, place_shards
+from marvel_jax.data.taught import ListScores, QueryLists
 from marvel_jax.errors import MarvelError
 
 # What a random stream is for: part of its seed (the order of the queries has 0).
-_DRAWS, _MORE_POSITIVES, _NEGATIVES = 1, 2, 3
+_DRAWS, _MORE_POSITIVES, _NEGATIVES, _LISTS = 1, 2, 3, 4
 # Steps that are packed to choose the row counts: few of a large batch, which differ less.
 _LEAST_PROBES, _MOST_PROBES, _PROBED_ITEMS = 8, 64, 1 << 17
 
@@ -30,7 +31,8 @@ class PlanConfig:
     compilation, and more of them pad less; rare batches are rounded up to one of a few larger
     counts. `max_positives` is the width of the batch's list of known positives, where no batch
     needs more. A query brings up to `positives_per_query` of its positives and `hard_negatives`
-    of its hard negatives. Row counts are multiples of `chunk_rows`.
+    of its hard negatives; with lists it may bring none of its positives. Row counts are multiples
+    of `chunk_rows`.
 
     `parts` are the shares of a mixture's parts, with task weights of their own; () for a source
     that is none. `batches` says how tasks meet: "mixed" has all in every batch, "homogeneous" one
@@ -55,16 +57,10 @@ class PlanConfig:
     duplicates: Literal["mask", "avoid"] = "mask"
 
     def __post_init__(self) -> None:
-        for field in (
-            "global_batch",
-            "row_sizes",
-            "max_positives",
-            "positives_per_query",
-            "chunk_rows",
-        ):
+        for field in ("global_batch", "row_sizes", "max_positives", "chunk_rows"):
             if getattr(self, field) < 1:
                 raise MarvelError(f"{field} is {getattr(self, field)}: give at least 1.")
-        for field in ("seed", "hard_negatives"):
+        for field in ("seed", "hard_negatives", "positives_per_query"):
             if getattr(self, field) < 0:
                 raise MarvelError(f"{field} is {getattr(self, field)}: give 0 or more.")
         if self.row_sizes > 4:
@@ -91,24 +87,33 @@ class StepPlan(NamedTuple):
 
     step: int
     queries: np.ndarray  # [B] int32
-    candidates: np.ndarray  # [B, P + H] int32: labelled positives, then hard negatives; -1 = none
+    candidates: np.ndarray  # [B, P + H + K] int32: labels, hard negatives, the list; -1 = none
     prompts: np.ndarray  # [B] int32: which instruction, -1 = the source has none
     positives: np.ndarray  # [B, M] int32: known positives within this batch, -1 = none
     query_keys: np.ndarray  # [B, 2] uint32
-    candidate_keys: np.ndarray  # [B, P + H, 2] uint32, 0 where there is none
+    candidate_keys: np.ndarray  # [B, P + H + K, 2] uint32, 0 where there is none
     positive_keys: np.ndarray  # [B, M, 2] uint32, 0 where there is none
     labels: int  # P
     shards: tuple[ShardPlan, ...]
     row: RowShape
     num_rows: int  # of each shard
     stats: PackingStats
+    lists: ListScores | None = None  # of the teacher, where there is one
+
+
+class _Drawn(NamedTuple):
+    queries: np.ndarray  # [B]
+    candidates: np.ndarray  # [B, P + H + K]
+    prompts: np.ndarray  # [B]
+    lists: ListScores | None
 
 
 class Plan:
     """What every step reads. Nothing is stored between steps, so any step can be the first.
 
     Tasks come in fixed proportion; each walks through its own seeded permutations, so a query comes
-    once in an epoch of its task and never twice in a batch.
+    once in an epoch of its task and never twice in a batch. With `lists` each brings the candidates
+    of one of its lists too, drawn anew each time; a hard negative in the list does not come twice.
 
     Raises:
       MarvelError: an item does not fit a row, a weight names a task without queries, a task has
@@ -116,13 +121,24 @@ class Plan:
         none, or the batch does not divide among the shards.
     """
 
-    def __init__(self, index: LengthsIndex, config: PlanConfig, *, num_shards: int) -> None:
+    def __init__(
+        self,
+        index: LengthsIndex,
+        config: PlanConfig,
+        *,
+        num_shards: int,
+        lists: QueryLists | None = None,
+    ) -> None:
         if num_shards < 1 or config.global_batch % num_shards:
             raise MarvelError(
                 f"global_batch {config.global_batch} does not divide among {num_shards} data "
                 f"shards: make it a multiple of {max(num_shards, 1)}."
             )
-        self.index, self.config, self.num_shards = index, config, num_shards
+        self.index, self.config, self.num_shards, self.lists = index, config, num_shards, lists
+        if config.positives_per_query == 0 and lists is None:
+            raise MarvelError(
+                "positives_per_query is 0: give at least 1 where queries have no lists."
+            )
         for kind, lengths, ids in (
             ("query", index.queries, index.query_ids),
             ("candidate", index.candidates, index.candidate_ids),
@@ -151,7 +167,7 @@ class Plan:
 
     def step(self, step: int) -> StepPlan:
         """The plan of one step, counted from 0."""
-        queries, candidates, prompts = self._draw(step)
+        queries, candidates, prompts, lists = self._draw(step)
         shards = self._place(queries, candidates)
         owner, known = self._known_positives(queries, candidates)
         shape = self._shape(shards, owner)
@@ -170,12 +186,14 @@ class Plan:
             row=self.config.row,
             num_rows=shape.num_rows,
             stats=self._stats(queries, candidates, shards, shape.num_rows),
+            lists=lists,
         )
 
     def describe(self, step: int) -> dict[str, object]:
         """The ids in a step's batch, for a report: each query with its candidates."""
-        queries, candidates, _ = self._draw(step)
+        queries, candidates, _, _ = self._draw(step)
         labels = self.config.positives_per_query
+        listed = labels + self.config.hard_negatives
 
         def ids(places: np.ndarray) -> list[str]:
             return [name.decode() for name in self.index.candidate_ids[places[places >= 0]]]
@@ -186,7 +204,8 @@ class Plan:
                 {
                     "query": self.index.query_ids[query].decode(),
                     "positives": ids(brought[:labels]),
-                    "hard_negatives": ids(brought[labels:]),
+                    "hard_negatives": ids(brought[labels:listed]),
+                    **({} if self.lists is None else {"listed": ids(brought[listed:])}),
                 }
                 for query, brought in zip(queries, candidates, strict=True)
             ],
@@ -206,12 +225,13 @@ class Plan:
     def shapes(self) -> tuple[BatchShape, ...]:
         """All sizes of a batch that can occur, from the smallest to one that holds any batch."""
         brought = self.config.positives_per_query + self.config.hard_negatives
+        brought += 0 if self.lists is None else self.lists.width
         items = self.config.global_batch * (1 + brought)
         probes = int(np.clip(_PROBED_ITEMS // items, _LEAST_PROBES, _MOST_PROBES))
         spread = np.linspace(0, max(self.steps_per_epoch, probes) - 1, probes).astype(int)
         packed = []
         for step in spread.tolist():
-            queries, candidates, _ = self._draw(step)
+            queries, candidates, _, _ = self._draw(step)
             shards = self._place(queries, candidates)
             packed.append(max(len(shard.placement) for shard in shards))
         most = int(np.diff(self.index.offsets)[self._order.used].max())
@@ -224,30 +244,44 @@ class Plan:
             most_known=min(most, self.config.global_batch * brought),
         )
 
-    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Queries [B], candidates of each [B, P + H] and an instruction of each [B]."""
+    def _draw(self, step: int) -> _Drawn:
         index, config = self.index, self.config
         queries = self._order.queries(step)
         draws = random_stream(config.seed, _DRAWS, step).random((len(queries), 2))
-        more = random_stream(config.seed, _MORE_POSITIVES, step).random(
-            (len(queries), config.positives_per_query - 1)
-        )
-        positives = _draw_distinct(
-            index.positives, index.offsets, queries, np.concatenate([draws[:, :1], more], 1)
-        )
-        if config.duplicates == "avoid":
-            positives = choose_distinct(
-                positives, queries, positives=index.positives, offsets=index.offsets
-            )
-        places = [positives]
+        places = []
+        if config.positives_per_query:
+            places.append(self._draw_positives(step, queries, draws[:, :1]))
         if config.hard_negatives:
             uniform = random_stream(config.seed, _NEGATIVES, step).random(
                 (len(queries), config.hard_negatives)
             )
             places.append(_draw_distinct(index.negatives, index.negative_offsets, queries, uniform))
+        lists = None
+        if self.lists is not None:
+            uniform = random_stream(config.seed, _LISTS, step).random(len(queries))
+            listed, lists = self.lists.draw(queries, uniform)
+            if config.hard_negatives:
+                again = (places[-1][:, :, None] == listed[:, None, :]).any(axis=2)
+                places[-1] = np.where(again, -1, places[-1])
+            places.append(listed)
         prompts = index.prompts[queries]
         chosen = np.where(prompts > 0, (draws[:, 1] * prompts).astype(np.int64), -1)
-        return queries, np.concatenate(places, axis=1), chosen
+        return _Drawn(queries, np.concatenate(places, axis=1), chosen, lists)
+
+    def _draw_positives(self, step: int, queries: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Positives [B, P]; `first` [B, 1] are the random numbers of the first."""
+        index, config = self.index, self.config
+        more = random_stream(config.seed, _MORE_POSITIVES, step).random(
+            (len(queries), config.positives_per_query - 1)
+        )
+        positives = _draw_distinct(
+            index.positives, index.offsets, queries, np.concatenate([first, more], 1)
+        )
+        if config.duplicates == "avoid":
+            return choose_distinct(
+                positives, queries, positives=index.positives, offsets=index.offsets
+            )
+        return positives
 
     def _place(self, queries: np.ndarray, candidates: np.ndarray) -> tuple[ShardPlan, ...]:
         return place_shards(
@@ -260,7 +294,7 @@ class Plan:
 
     def _shape(self, shards: tuple[ShardPlan, ...], owner: np.ndarray) -> BatchShape:
         rows = max(len(shard.placement) for shard in shards)
-        known = int(np.bincount(owner).max())
+        known = int(np.bincount(owner, minlength=1).max())
         return next(
             shape
             for shape in self.shapes

@@ -1,33 +1,56 @@
 """The grain pipeline that carries out the epoch plan: (plan, step) -> Batch, nothing stateful."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from marvel_jax.data.batch import Batch, Rows, build_rows
-from marvel_jax.data.epoch_plan import Plan, StepPlan
+from marvel_jax.data.batch import Batch, build_rows
+from marvel_jax.data.epoch_plan import StepPlan
 from marvel_jax.data.items import Candidate, Item, Query, RetrievalSource
 from marvel_jax.data.plan_shards import ShardPlan
 from marvel_jax.data.processor import Processor
+from marvel_jax.data.retention import TextStream
+from marvel_jax.data.taught import ListScores
+
+Build = Callable[[RetrievalSource, Any, Any, range], Any]
+"""(source, processor, planned step, shards) -> batch of these shards."""
 
 _Record = TypeVar("_Record", Query, Candidate)
 
 
-def batches(
+def build_batch(
     source: RetrievalSource,
     processor: Processor,
-    plan: Plan,
+    step: StepPlan,
+    shards: range,
+    *,
+    texts: TextStream | None = None,
+) -> Batch:
+    """Reads and packs the given shards of one planned step; leading axes are shards * size."""
+    parts = [_build_shard(source, processor, step, step.shards[shard]) for shard in shards]
+    batch = _joined(parts)
+    if texts is None:
+        return batch
+    return batch._replace(texts=texts.rows(step.step, shards, num_shards=len(step.shards)))
+
+
+def batches(
+    source: RetrievalSource,
+    processor: Any,
+    plan: Any,
     *,
     start_step: int,
     num_steps: int,
     shards: range | None = None,
     prefetch: int = 2,
-) -> Iterator[tuple[int, Batch]]:
+    build: Build = build_batch,
+) -> Iterator[tuple[int, Any]]:
     """Yields (step, batch) of this process's shards (None: all), read ahead by `prefetch` steps.
 
-    There is no state but the step: to resume, start at the next one.
+    There is no state but the step: to resume, start at the next one. `build` makes a batch of what
+    `plan.step` returns.
 
     Raises:
       MarvelError: while iterating, an item that cannot be read; the message names it.
@@ -37,20 +60,20 @@ def batches(
     mine = range(plan.num_shards) if shards is None else shards
     steps = grain.MapDataset.range(start_step, start_step + num_steps)
     ready = steps.map(
-        lambda step: (int(step), build_batch(source, processor, plan.step(int(step)), mine))
+        lambda step: (int(step), build(source, processor, plan.step(int(step)), mine))
     )
     options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
     return iter(ready.to_iter_dataset(options))
 
 
-def build_batch(
-    source: RetrievalSource, processor: Processor, step: StepPlan, shards: range
-) -> Batch:
-    """Reads and packs the given shards of one planned step; leading axes are shards * size."""
-    parts = [_build_shard(source, processor, step, step.shards[shard]) for shard in shards]
-    rows = Rows(*map(np.concatenate, zip(*(part.rows for part in parts), strict=True)))
-    rest = zip(*(part[1:] for part in parts), strict=True)
-    return Batch(rows, *map(np.concatenate, rest))
+def _joined(parts: Sequence[Any]) -> Any:
+    """Named tuples of arrays, one behind the other; what is None stays so."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return type(first)(*(_joined(leaves) for leaves in zip(*parts, strict=True)))
+    return np.concatenate(parts)
 
 
 def _build_shard(
@@ -67,6 +90,7 @@ def _build_shard(
     item_key[slots] = np.concatenate([step.query_keys[members], candidate_id[present]])
     candidate_slot = np.zeros(len(present), np.int32)
     candidate_slot[present] = slots[len(members) :]
+    lists = step.lists
     place = np.arange(len(present), dtype=np.int32).reshape(brought.shape)[:, : step.labels]
     return Batch(
         rows=rows,
@@ -80,6 +104,7 @@ def _build_shard(
         own_positive=np.where(brought[:, : step.labels] >= 0, place, -1).astype(np.int32),
         query_valid=np.ones(len(members), bool),
         candidate_valid=present,
+        lists=None if lists is None else ListScores(*(values[members] for values in lists)),
     )
 
 

@@ -12,6 +12,7 @@ from marvel_jax.data.pair_csv import NliTriplets
 from marvel_jax.data.pair_jsonl import JsonPairs
 from marvel_jax.data.pairs import PairSource
 from marvel_jax.data.plan_groups import PartShare
+from marvel_jax.data.taught import with_teachers
 from marvel_jax.data.webdataset import WebDatasetSource
 from marvel_jax.errors import MarvelError
 
@@ -40,6 +41,9 @@ class SourceConfig:
     include, exclude: parts of an M-BEIR folder ("mbeir" only): "nights", "task4", "oven_task6".
     mined: a file of mined negatives for exactly these queries and candidates, in the place of the
       source's own.
+    teacher: a file of teacher scores for exactly these queries and candidates, or several; each
+      query then has a list of each, of which a step draws one.
+    teacher_shares: how often each of several is drawn (): alike.
     name, weight, task_weights: in a mixture only: what stands before ids (None: the reader), the
       part's share of all batches and its tasks' shares within it (None: by size).
     """
@@ -51,6 +55,8 @@ class SourceConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     mined: str | None = None
+    teacher: str | tuple[str, ...] | None = None
+    teacher_shares: tuple[float, ...] = ()
     name: str | None = None
     weight: float | None = None
     task_weights: dict[int, float] | None = None
@@ -70,6 +76,12 @@ class SourceConfig:
             value = getattr(self, field)
             if isinstance(value, str):  # each of its letters would be a choice
                 raise MarvelError(f"{field}={value!r} is one text: write ({value!r},).")
+        shares = self.teacher_shares
+        if shares and (len(shares) != len(self.teachers) or min(shares) <= 0):
+            raise MarvelError(
+                f"teacher_shares={list(shares)} with {len(self.teachers)} files of teacher scores: "
+                "give each a positive share, or leave it ()."
+            )
         _ = self.share
 
     @property
@@ -78,19 +90,58 @@ class SourceConfig:
         return self.name if self.name is not None else self.reader
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """The files of teacher scores."""
+        if self.teacher is None:
+            return ()
+        return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
+
+    @property
     def share(self) -> PartShare:
         """What the plan has to know of a part."""
         return PartShare(self.weight, self.task_weights)
 
 
-def open_source(config: SourceConfig, *, field: str = "data") -> RetrievalSource:
-    """Opens a source; `field` is what messages call its description.
+def open_source(
+    config: SourceConfig,
+    *,
+    field: str = "data",
+    retrieved_by: str | None = None,
+    taught_by: str | None = None,
+) -> RetrievalSource:
+    """Opens a source with its mined negatives and its teachers' lists.
+
+    Args:
+      config: what to open.
+      field: what messages call its description.
+      retrieved_by: `model_hash` that the manifests of `mined` and `teacher` must have; None = any.
+      taught_by: `teacher_hash` that those of `teacher` must have.
 
     Raises:
-      MarvelError: the path does not exist, or what its reader or `with_negatives` refuses.
+      MarvelError: the path does not exist, or what its reader refuses; or files of mined negatives
+        or teacher scores do not fit it, with what is wrong with each of them.
     """
     source = _read(config, field)
-    return source if config.mined is None else with_negatives(source, config.mined)
+    faults: list[str] = []
+    if config.mined is not None:
+        try:
+            source = with_negatives(source, config.mined, model_hash=retrieved_by)
+        except MarvelError as error:
+            faults.append(str(error))
+    if config.teachers:
+        try:
+            source = with_teachers(
+                source,
+                config.teachers,
+                shares=config.teacher_shares,
+                retrieved_by=retrieved_by,
+                taught_by=taught_by,
+            )
+        except MarvelError as error:
+            faults.append(str(error))
+    if faults:
+        raise MarvelError(" ".join(faults))
+    return source
 
 
 def _read(config: SourceConfig, field: str) -> RetrievalSource:

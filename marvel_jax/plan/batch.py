@@ -12,12 +12,15 @@ from marvel_jax.data.batch import Batch, Rows, RowShape, row_batches
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
 from marvel_jax.data.lengths import LengthsIndex
 from marvel_jax.data.mbeir_lengths import MbeirMix, mbeir_lengths
+from marvel_jax.data.retention import TextRows, text_rows
+from marvel_jax.data.taught import ListScores, QueryLists
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.retrieval.embedder import encoding_rows
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.flops import Work
 from marvel_jax.training.inputs import Inputs, open_inputs
+from marvel_jax.training.objective_config import brought, labels, listed, retains
 from marvel_jax.training.prepare import make_plan
 
 Lengths = Literal["mbeir", "corpus"]
@@ -61,9 +64,15 @@ def train_sizes(config: TrainConfig, corpus: Inputs | None, *, shards: int) -> S
     Of a few steps, the one with the most rows. Without a corpus, lengths are invented as M-BEIR's.
 
     Raises:
-      MarvelError: the batch does not divide among the shards, or an item does not fit a row.
+      MarvelError: the batch does not divide among the shards, an item does not fit a row, or the
+        objective is "rerank", whose batches are not planned.
     """
     data = config.data
+    if config.objective == "rerank":
+        raise MarvelError(
+            "objective='rerank' cannot be planned: its rows hold pairs. Plan an embedder's stage "
+            "(contrastive or distillation) of the same model and rows."
+        )
     if data.global_batch % shards:
         below = data.global_batch // shards * shards
         raise MarvelError(
@@ -83,7 +92,7 @@ def train_sizes(config: TrainConfig, corpus: Inputs | None, *, shards: int) -> S
         known_positives=step.positives.shape[1],
         work=_work(items),
         queries=data.global_batch,
-        candidates=data.global_batch * (data.positives_per_query + data.hard_negatives),
+        candidates=data.global_batch * brought(config),
         token_fill=1 - step.stats.padded_tokens,
         patch_fill=1 - step.stats.padded_patches,
         source=_named(index, corpus),
@@ -104,10 +113,30 @@ def train_batch(
         candidate_query=_array((candidates,), jnp.int32),
         positive_ids=_array((queries, known, 2), jnp.uint32),
         positive_valid=_array((queries, known), jnp.bool_),
-        own_positive=_array((queries, config.data.positives_per_query), jnp.int32),
+        own_positive=_array((queries, labels(config)), jnp.int32),
         query_valid=_array((queries,), jnp.bool_),
         candidate_valid=_array((candidates,), jnp.bool_),
+        lists=_scores(queries, listed(config)) if listed(config) else None,
+        texts=_texts(config, architecture, shards=shards) if retains(config) else None,
     )
+
+
+def _scores(queries: int, depth: int) -> ListScores:
+    scores = _array((queries, depth), jnp.float32)
+    valid, weight = _array((queries, depth), jnp.bool_), _array((queries,), jnp.float32)
+    return ListScores(scores, scores, scores, valid, weight)
+
+
+def _texts(config: TrainConfig, architecture: Qwen2VLConfig, *, shards: int) -> TextRows:
+    retention = config.retention
+    assert retention is not None  # `retains` says so
+    if retention.texts % shards:
+        raise MarvelError(
+            f"retention.texts={retention.texts} does not divide among {shards} data shards."
+        )
+    rows = shards * text_rows(retention.texts // shards, chunk=config.chunk_rows)
+    shape = RowShape(tokens=retention.max_tokens, patches=0, items=1)
+    return TextRows(rows_of(architecture, shape, rows), _array((rows, 1, 2), jnp.uint32))
 
 
 def encode_sizes(
@@ -161,7 +190,7 @@ def _epoch_plan(config: TrainConfig, corpus: Inputs | None, *, shards: int) -> P
         seed=config.seed,
         row=data.row,
         task_weights=data.task_weights,
-        positives_per_query=data.positives_per_query,
+        positives_per_query=labels(config),
         hard_negatives=data.hard_negatives,
         chunk_rows=config.chunk_rows or 1,
         batches=data.batches,
@@ -169,7 +198,8 @@ def _epoch_plan(config: TrainConfig, corpus: Inputs | None, *, shards: int) -> P
         duplicates=data.duplicates,
     )
     try:
-        return Plan(_invented(config), plan, num_shards=shards)
+        index = _invented(config)
+        return Plan(index, plan, num_shards=shards, lists=_invented_lists(index, config))
     except MarvelError as error:
         raise MarvelError(
             f"with the lengths of M-BEIR's mix: {error} To plan with the config's own data, where "
@@ -187,11 +217,26 @@ def _invented(config: TrainConfig) -> LengthsIndex:
         MbeirMix(
             queries=max(_LEAST_QUERIES, _STEPS * data.global_batch),
             positives=data.positives_per_query,
-            hard_negatives=data.hard_negatives,
+            hard_negatives=data.hard_negatives + listed(config),
             seed=config.seed,
             max_pixels=config.embedding.max_pixels,
             max_text=config.embedding.max_text_tokens,
         )
+    )
+
+
+def _invented_lists(index: LengthsIndex, config: TrainConfig) -> QueryLists | None:
+    """The last K invented negatives of a query are its list."""
+    depth, count = listed(config), len(index.queries)
+    if not depth:
+        return None
+    candidates = index.negatives.reshape(count, -1)[:, -depth:]
+    return QueryLists(
+        rows=np.arange(count, dtype=np.int32)[:, None],
+        ends=np.ones((count, 1)),
+        candidates=candidates,
+        scores=np.zeros((3, *candidates.shape), np.float32),
+        weight=np.ones(count, np.float32),
     )
 
 

@@ -72,6 +72,9 @@ def require_same_inputs(inputs: Inputs, workdir: Path) -> None:
             "the tokenizer and template": inputs.processor.fingerprint,
             "the architecture": files.hash_json(dataclasses.asdict(inputs.architecture)),
             "the content of model.source": sampled(inputs.weights_folder),
+            "the texts of the next-token loss": (
+                "none" if inputs.texts is None else inputs.texts.fingerprint
+            ),
         }
     )
     _require_shared(workdir)

@@ -13,6 +13,13 @@ from marvel_jax.models.lora import LoraConfig
 from marvel_jax.parallel.mesh import MeshConfig
 from marvel_jax.parallel.sharding import ShardingRules
 from marvel_jax.settings import EmbeddingSettings
+from marvel_jax.training.objective_config import (
+    DistillationConfig,
+    Objective,
+    RetentionConfig,
+    check_objective,
+)
+from marvel_jax.training.rerank_config import RerankConfig
 
 
 def _require(condition: bool, message: str) -> None:
@@ -200,16 +207,18 @@ class OptimizerConfig:
 class DataConfig:
     """Where the queries come from and how a global batch is laid out.
 
-    One source (`path`, `reader`, `split`, `images`, `include`, `exclude`, `mined`: see
-    `data.sources.SourceConfig`), or a `mixture` of several with shares. `tokenizer` is the folder
-    of the tokenizer.json for a model from scratch (None: `path`/tokenizer).
+    One source (`path`, `reader`, `split`, `images`, `include`, `exclude`, `mined`, `teacher`,
+    `teacher_shares`: see `data.sources.SourceConfig`), or a `mixture` of several with shares.
+    `tokenizer` is the folder of the tokenizer.json for a model from scratch (None:
+    `path`/tokenizer).
 
     `task_weights` maps an M-BEIR task id to its share of every batch (None: by size). `batches`
     says how tasks meet: "mixed" in every batch, "homogeneous" one task of one data set a batch,
     "interleaved" runs of `sub_batch` queries of one such task. `duplicates` "avoid" keeps copies of
     queries and of their answers out of a batch where it can; with "mask" the loss masks them.
     Each query brings up to `positives_per_query` of its positives and `hard_negatives` of its
-    negatives.
+    negatives. `retrieved_by` is the `model_hash` and `taught_by` the `teacher_hash` that the
+    manifests of mined and teacher files must have (None: any).
     """
 
     path: str | None = None
@@ -219,6 +228,10 @@ class DataConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     mined: str | None = None
+    teacher: str | tuple[str, ...] | None = None
+    teacher_shares: tuple[float, ...] = ()
+    retrieved_by: str | None = None
+    taught_by: str | None = None
     mixture: tuple[SourceConfig, ...] = ()
     tokenizer: str | None = None
     global_batch: int = 128
@@ -245,9 +258,9 @@ class DataConfig:
             )
             _require(
                 self.task_weights is None
-                and not (self.images or self.include or self.exclude or self.mined),
-                "beside data.mixture, give task_weights, images, include, exclude and mined to its "
-                "parts.",
+                and not (self.images or self.include or self.exclude or self.mined or self.teacher),
+                "beside data.mixture, give task_weights, images, include, exclude, mined and "
+                "teacher to its parts.",
             )
         else:
             _ = self.sources
@@ -275,11 +288,6 @@ class DataConfig:
             self.hard_negatives >= 0,
             f"data.hard_negatives={self.hard_negatives} must not be negative: 0 for none.",
         )
-        _require(
-            self.hard_negatives > 0 or not any(part.mined for part in self.sources),
-            "data.mined with data.hard_negatives=0 would not be used: set data.hard_negatives=5, "
-            "or leave mined None.",
-        )
         weights = self.task_weights
         if weights is not None:
             _require(
@@ -301,6 +309,8 @@ class DataConfig:
                 include=self.include,
                 exclude=self.exclude,
                 mined=self.mined,
+                teacher=self.teacher,
+                teacher_shares=self.teacher_shares,
             ),
         )
 
@@ -341,11 +351,17 @@ class TrainConfig:
     `embedding` holds whatever `model.source` was trained with before: stages may differ in it.
     `chunk_rows` is how many of its rows a device encodes at a time (GradCache: the loss still
     spans the whole global batch, and memory does not grow with it); None encodes all at once.
+    `objective` is what is trained, `distillation` and `rerank` say how; `retention` adds a
+    next-token loss to it.
     """
 
     data: DataConfig
     model: ModelConfig
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    objective: Objective = "contrastive"
+    distillation: DistillationConfig | None = None
+    rerank: RerankConfig | None = None
+    retention: RetentionConfig | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -362,8 +378,4 @@ class TrainConfig:
             self.chunk_rows is None or self.chunk_rows > 0,
             f"chunk_rows={self.chunk_rows} must be positive, or None for one forward pass.",
         )
-        _require(
-            self.loss.in_batch_negatives or self.data.hard_negatives > 0,
-            "loss.in_batch_negatives=False with data.hard_negatives=0 leaves nothing to tell a "
-            "positive from: set data.hard_negatives=1 or more.",
-        )
+        check_objective(self)

@@ -32,6 +32,9 @@ class Work(NamedTuple):
     token_pairs: int  # sum over items of tokens squared
     patches: int
     patch_pairs: int  # sum over images of patches squared
+    text_tokens: int = 0  # of rows that are read causally for the next token alone
+    text_pairs: int = 0
+    predicted: int = 0  # tokens whose logits over the whole vocabulary are taken
 
 
 def count_work(segments: np.ndarray, patch_segments: np.ndarray) -> Work:
@@ -43,6 +46,20 @@ def count_work(segments: np.ndarray, patch_segments: np.ndarray) -> Work:
         patches=int(patches.sum()),
         patch_pairs=int((patches**2).sum()),
     )
+
+
+def count_batch(
+    segments: np.ndarray,
+    patch_segments: np.ndarray,
+    texts: np.ndarray | None,
+    predicted: np.ndarray | None,
+) -> Work:
+    """Counts a shard: its rows, those of its texts, and the tokens [...] bool to be predicted."""
+    work = count_work(segments, patch_segments)
+    if texts is not None:
+        lengths = _lengths(texts)
+        work = work._replace(text_tokens=int(lengths.sum()), text_pairs=int((lengths**2).sum()))
+    return work if predicted is None else work._replace(predicted=int(predicted.sum()))
 
 
 def _lengths(segments: np.ndarray) -> np.ndarray:
@@ -102,7 +119,21 @@ def step_flops(
         # Both operands are activations: two products backward for one forward.
         total += part.attention * (3 if through else 1)
         upstream = through
-    return total + 3 * 2.0 * queries * candidates * architecture.text.hidden_size
+    width = architecture.text.hidden_size
+    if work.text_tokens:
+        texts = Work(work.text_tokens, work.text_pairs, 0, 0)
+        total += step_flops(
+            architecture,
+            texts,
+            queries=0,
+            candidates=0,
+            trained=trained,
+            ranks=ranks,
+            causal=True,
+        )
+    head = "language/token_embedding" if architecture.tie_word_embeddings else "lm_head/kernel"
+    total += 2.0 * work.predicted * architecture.text.vocab_size * width * (2 + trained(head))
+    return total + 3 * 2.0 * queries * candidates * width
 
 
 _PIXELS = "vision/patch_embed/"

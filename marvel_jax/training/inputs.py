@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 from jax.sharding import Mesh
@@ -14,6 +14,8 @@ from marvel_jax.data.images import ImageGeometry
 from marvel_jax.data.items import RetrievalSource
 from marvel_jax.data.mixture import Mixture, Part
 from marvel_jax.data.processor import Processor
+from marvel_jax.data.retention import TextStream
+from marvel_jax.data.sources import SourceConfig
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.models import hub
@@ -21,6 +23,8 @@ from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.parallel import hosts
 from marvel_jax.settings import EmbeddingSettings, check_tokenizer
 from marvel_jax.training.config import DataConfig, TrainConfig
+from marvel_jax.training.objective_config import retains
+from marvel_jax.training.rerank_inputs import listed_source, pair_processor
 from marvel_jax.training.state import (
     Placed,
     create_state,
@@ -42,6 +46,7 @@ class Inputs(NamedTuple):
     architecture: Qwen2VLConfig
     weights_folder: Path | None  # None = from scratch
     weights_hash: str | None  # content of its weight files; None = from scratch
+    texts: TextStream | None = None  # of the next-token loss
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
@@ -56,7 +61,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
             "makes its marker tokens anew at every load, so training them would be lost. Train "
             "with template='marvel'."
         )
-    source = open_source(config.data)
+    source = open_source(config.data, rerank=config if config.objective == "rerank" else None)
     weights_folder = weights_hash = None
     if config.model.source is not None:
         folder = weights_folder = hub.resolve(config.model.source)
@@ -67,7 +72,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         folder = _tokenizer_folder(config.data)
         assert config.model.scratch is not None  # ModelConfig checks it
         architecture = config.model.scratch
-    processor = make_processor(folder, config.embedding, architecture)
+    processor = _processor(folder, config, architecture)
     if weights_folder is None:
         architecture = fit_to_tokenizer(architecture, processor)
     else:
@@ -84,7 +89,33 @@ def open_inputs(config: TrainConfig) -> Inputs:
             f"data.row.patches={config.data.row.patches} is not a multiple of {merge_area}, the "
             f"patches of one visual token: use {whole}."
         )
-    return Inputs(source, processor, folder, architecture, weights_folder, weights_hash)
+    texts = open_texts(config, processor)
+    return Inputs(source, processor, folder, architecture, weights_folder, weights_hash, texts)
+
+
+def open_texts(config: TrainConfig, processor: Processor) -> TextStream | None:
+    """The texts of the run's next-token loss, if it has one.
+
+    Raises:
+      MarvelError: the file is missing, or lines of it are of no known form.
+    """
+    retention = config.retention
+    if retention is None or not retains(config):
+        return None
+    return TextStream(
+        Path(retention.path),
+        processor.tokenizer,
+        per_step=retention.texts,
+        max_tokens=retention.max_tokens,
+        seed=config.seed,
+        chunk=config.chunk_rows,
+    )
+
+
+def _processor(folder: Path, config: TrainConfig, architecture: Qwen2VLConfig) -> Any:
+    if config.objective != "rerank":
+        return make_processor(folder, config.embedding, architecture)
+    return pair_processor(folder, config, architecture)
 
 
 def _tokenizer_folder(data: DataConfig) -> Path:
@@ -131,16 +162,35 @@ def place_state(
     return create_state(params, frozen, optimizer, config, inputs.architecture, mesh)
 
 
-def open_source(config: DataConfig) -> RetrievalSource:
-    """Opens the training queries and candidates in the form that the config names."""
-    if not config.mixture:
-        return sources.open_source(config.sources[0])
-    return Mixture(
-        [
-            Part(part.label, sources.open_source(part, field=f"data.mixture[{number}]"))
-            for number, part in enumerate(config.mixture)
-        ]
-    )
+def open_source(config: DataConfig, *, rerank: TrainConfig | None = None) -> RetrievalSource:
+    """Opens the training queries and candidates in the form that the config names.
+
+    `rerank` is the run of a reranker, for which a mined file is a list to draw from.
+
+    Raises:
+      MarvelError: what is wrong with every source, in one message.
+    """
+    opened, faults = [], []
+    for number, part in enumerate(config.sources):
+        field = f"data.mixture[{number}]" if config.mixture else "data"
+        try:
+            opened.append(Part(part.label, _open_part(part, field, config, rerank)))
+        except MarvelError as error:
+            faults.append(str(error))
+    if faults:
+        raise MarvelError(" ".join(faults))
+    return Mixture(opened) if config.mixture else opened[0].source
+
+
+def _open_part(
+    part: SourceConfig, field: str, data: DataConfig, rerank: TrainConfig | None
+) -> RetrievalSource:
+    if rerank is None:
+        return sources.open_source(
+            part, field=field, retrieved_by=data.retrieved_by, taught_by=data.taught_by
+        )
+    source = sources.open_source(dataclasses.replace(part, mined=None), field=field)
+    return listed_source(rerank, source, part.mined)
 
 
 def make_processor(

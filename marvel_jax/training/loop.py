@@ -16,6 +16,7 @@ from marvel_jax.training import agreement, failures
 from marvel_jax.training.checkpoints import Checkpoints
 from marvel_jax.training.config import TrainConfig
 from marvel_jax.training.inputs import Inputs
+from marvel_jax.training.objective_config import contrasts
 from marvel_jax.training.prepare import Prepared, prepare
 from marvel_jax.training.profiling import Profiler
 from marvel_jax.training.progress import Teller, TrainProgress
@@ -104,6 +105,7 @@ def train(
             num_steps=config.steps - done,
             shards=local_data_shards(mesh),
             prefetch=config.data.prefetch,
+            build=prepared.build,
         )
         finite = jax.device_put(np.bool_(True), replicated(mesh))
         unseen: Dispatched | None = None  # the step that the devices are at
@@ -180,7 +182,12 @@ def _facts(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
         "devices": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
         "processes": jax.process_count(),
         "mesh": dict(mesh.shape),
-        "loss": loss_implementation(config, shards=plan.num_shards, width=width),
+        "objective": config.objective,
+        "loss": (
+            loss_implementation(config, shards=plan.num_shards, width=width)
+            if contrasts(config)
+            else None
+        ),
         "attention": attention_kernels(config, prepared.inputs.architecture, mesh).line,
         "row_counts": list(plan.row_counts),
         "refused_negatives": plan.refused_negatives,

@@ -90,7 +90,7 @@ class TrainProgress:
         """Shows the row of metrics after `done` steps."""
         waiting = row["wait_seconds"] / max(row["seconds"], 1e-9)
         note = (
-            f"loss {row['loss']:.3f}  temperature {row['temperature']:.4f}  "
+            f"loss {row['loss']:.3f}  {_told(row)}"
             f"{row['pairs_per_second']:.0f} pairs/s  wait {waiting:.0%}"
         )
         self._progress.update(self._task, completed=done, note=note)
@@ -103,3 +103,10 @@ class TrainProgress:
             left = pace * (self._total - done)
             line = f"{self._label} {done}/{self._total}  {note}  {left:.0f} s left"
             self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def _told(row: dict[str, Any]) -> str:
+    """What the objective has to tell besides its loss."""
+    if "temperature" in row:
+        return f"temperature {row['temperature']:.4f}  "
+    return f"accuracy {row['accuracy']:.3f}  "

@@ -34,7 +34,9 @@ class Reporter:
         if not self._meter.is_new(batch):
             yield
             return
-        rows, positives = self._meter.global_rows(batch), batch.positive_ids.shape[1]
+        rows = self._meter.global_rows(batch)
+        known = getattr(batch, "positive_ids", None)
+        positives = 0 if known is None else known.shape[1]
         self._progress.note(f"compiling the step for {rows} rows")
         started = time.perf_counter()
         yield
@@ -58,5 +60,5 @@ class Reporter:
     def since_checkpoint(self) -> dict[str, float]:
         """The mean of each metric over the steps since this was last asked: one batch is noise."""
         rows, self._since_checkpoint = self._since_checkpoint, []
-        names = ("loss", "accuracy", "positive_similarity")
+        names = [name for name in ("loss", "accuracy", "positive_similarity") if name in rows[0]]
         return {name: sum(row[name] for row in rows) / len(rows) for name in names}

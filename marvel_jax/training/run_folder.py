@@ -49,9 +49,11 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     for field in _PACE:
         _remove(plain, field.split("."))
+    texts = {} if inputs.texts is None else {"texts": inputs.texts.fingerprint}
     return {
         "config": plain,
         "data": inputs.source.fingerprint,
+        **texts,
         "weights": inputs.weights_hash,
         "processor": inputs.processor.fingerprint,
         "architecture": json.loads(json.dumps(dataclasses.asdict(inputs.architecture))),

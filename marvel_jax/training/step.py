@@ -1,7 +1,6 @@
-"""The train step: encode the rows, pick out queries and candidates, one loss over all of them."""
+"""The train step: the objective's loss of one batch, its gradient, and what follows from it."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,91 +8,39 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from marvel_jax.losses.contrastive import Implementation, info_nce
 from marvel_jax.models.config import Qwen2VLConfig
-from marvel_jax.models.kernels import choice
-from marvel_jax.models.lora import token_keys
-from marvel_jax.models.qwen2_vl import embed
-from marvel_jax.parallel.activations import gathered, rows_in_place
-from marvel_jax.parallel.mesh import DATA_AXES, data_shards
 from marvel_jax.parallel.sharding import batch_sharding, replicated
-from marvel_jax.training.gradcache import encode_in_chunks
+from marvel_jax.training.objective_config import retains
+from marvel_jax.training.objectives.contrastive import contrastive_loss, loss_implementation
+from marvel_jax.training.objectives.distillation import distillation_loss
+from marvel_jax.training.objectives.encoding import Metrics, attention_kernels
+from marvel_jax.training.objectives.rerank import rerank_loss
+from marvel_jax.training.objectives.retention import retention_loss
 from marvel_jax.training.optimizer import clamp_temperature, learning_rate_schedule
-from marvel_jax.training.state import TrainState, model_weights
+from marvel_jax.training.state import TrainState
 
 if TYPE_CHECKING:  # a bare accelerator image has none of what configs need
     from marvel_jax.training.config import TrainConfig
 
-Metrics = dict[str, jax.Array]
+__all__ = ["Metrics", "Step", "attention_kernels", "loss_implementation", "make_train_step"]
+
 Step = Callable[[TrainState, Any, Any, Any], tuple[TrainState, Metrics]]
-
-# The similarities of a device's queries with all candidates, in float32, up to which they are held
-# as a whole: a few copies of them live at once in the backward pass.
-WHOLE_LOGITS_BYTES = 64 << 20
-# All candidates of the batch, gathered on every device, in float32; their gradient is as large. Up
-# to here both find room beside what the towers take, and the ring's messages take longer
-# (docs/scaling.md).
-GATHERED_BYTES = 1 << 30
+Loss = Callable[..., tuple[jax.Array, Metrics]]
 
 
-def loss_implementation(config: "TrainConfig", *, shards: int, width: int) -> Implementation:
-    """What `loss.implementation` "auto" means for a batch of this config on this many data shards.
+def objective_loss(config: "TrainConfig") -> Loss:
+    """The loss of `config.objective`: (params, frozen, batch, step, config, architecture, *, mesh).
 
-    "dense" on one shard and "gather" on several, while a shard's float32 logits [b, C] take at
-    most `WHOLE_LOGITS_BYTES` and, on several, all candidates [C, `width`] at most
-    `GATHERED_BYTES`; above, "ring", or "gather" for a form that the ring cannot do.
+    It returns the loss and metrics, "loss" among them.
     """
-    if config.loss.implementation != "auto":
-        return config.loss.implementation
-    data = config.data
-    candidates = data.global_batch * (data.positives_per_query + data.hard_negatives)
-    logits = 4 * (data.global_batch // shards) * candidates
-    gathered_candidates = 4 * candidates * width if shards > 1 else 0
-    if logits > WHOLE_LOGITS_BYTES or gathered_candidates > GATHERED_BYTES:
-        return "ring" if config.loss.form == "softmax" else "gather"
-    return "dense" if shards == 1 else "gather"
+    return {
+        "contrastive": contrastive_loss,
+        "distillation": distillation_loss,
+        "rerank": rerank_loss,
+    }[config.objective]
 
 
-def attention_kernels(
-    config: "TrainConfig", architecture: Qwen2VLConfig, mesh: Mesh
-) -> choice.Chosen:
-    """What `model.kernel` means on the devices of this mesh, be they here or only named.
-
-    Raises:
-      MarvelError: it asks for what cannot be.
-    """
-    device = mesh.devices.flat[0]
-    return choice.choose(
-        config.model.kernel,
-        platform=device.platform,
-        architecture=architecture,
-        dtype=config.model.dtype,
-        one_item_rows=config.data.row.items == 1,
-        mesh=mesh,
-        row_axes=DATA_AXES,
-        capability=getattr(device, "compute_capability", None),
-    )
-
-
-def gather_slots(vectors: jax.Array, slots: jax.Array, *, shards: int) -> jax.Array:
-    """[N, D]: the vectors at shard-local slots of [R, G, D], shard by shard.
-
-    Each shard reads only its own rows, so the mesh moves nothing here.
-    """
-    rows, items, width = vectors.shape
-    local = vectors.reshape(shards, rows // shards * items, width)
-    index = slots.reshape(shards, -1, 1)
-    return jnp.take_along_axis(local, index, axis=1).reshape(-1, width)
-
-
-def to_global(indices: jax.Array, *, size: int, shards: int) -> jax.Array:
-    """Indices into a shard's own `size` things, as indices into those of all shards; -1 stays."""
-    first = size * jnp.arange(shards, dtype=indices.dtype)
-    local = indices.reshape(shards, -1)
-    return jnp.where(local < 0, local, local + first[:, None]).reshape(indices.shape)
-
-
-def contrastive_loss(
+def batch_loss(
     params: dict[str, Any],
     frozen: dict[str, Any],
     batch: Any,
@@ -103,88 +50,21 @@ def contrastive_loss(
     *,
     mesh: Mesh,
 ) -> tuple[jax.Array, Metrics]:
-    """The loss of one global batch (`data.batch.Batch`) and its metrics."""
-    shards = data_shards(mesh)
-    values = {
-        "weights": model_weights(params, frozen),
-        "adapters": params.get("adapters"),
-        "step": step,
+    """All that a step minimises: the objective's loss and, where asked for, the texts'."""
+    loss, metrics = objective_loss(config)(
+        params, frozen, batch, step, config, architecture, mesh=mesh
+    )
+    if not retains(config):
+        return loss, metrics
+    assert config.retention is not None  # `retains` says so
+    kept = retention_loss(params, frozen, batch.texts, step, config, architecture, mesh=mesh)
+    loss = loss + config.retention.weight * kept.loss
+    return loss, metrics | {
+        "loss": loss,
+        "next_token": kept.loss,
+        "next_token_accuracy": kept.accuracy,
+        "next_tokens": kept.tokens,
     }
-    vectors = encode_in_chunks(
-        functools.partial(_encode, config=config, architecture=architecture, mesh=mesh),
-        values,
-        (batch.rows, batch.item_key),
-        chunk_rows=config.chunk_rows,
-        mesh=mesh,
-    )
-    tau = jnp.exp((params if "log_temperature" in params else frozen)["log_temperature"])
-    queries, candidates = batch.query_slot.shape[0], batch.candidate_slot.shape[0]
-    result = info_nce(
-        gather_slots(vectors, batch.query_slot, shards=shards),
-        gather_slots(vectors, batch.candidate_slot, shards=shards),
-        temperature=tau,
-        own_positive=to_global(batch.own_positive, size=candidates // shards, shards=shards),
-        candidate_id=batch.candidate_id,
-        candidate_query=to_global(batch.candidate_query, size=queries // shards, shards=shards),
-        positive_ids=batch.positive_ids,
-        positive_valid=batch.positive_valid,
-        query_valid=batch.query_valid,
-        candidate_valid=batch.candidate_valid,
-        symmetric=config.loss.symmetric,
-        in_batch_negatives=config.loss.in_batch_negatives,
-        form=config.loss.form,
-        bias=params.get("sigmoid_bias"),
-        implementation=loss_implementation(
-            config, shards=shards, width=architecture.text.hidden_size
-        ),
-        mesh=mesh,
-        axes=DATA_AXES,
-        tile=config.loss.tile,
-    )
-    metrics = {
-        "loss": result.loss,
-        "accuracy": result.accuracy,
-        "positive_similarity": result.positive_similarity,
-        "temperature": tau,
-    }
-    return result.loss, metrics
-
-
-def _encode(
-    values: dict[str, Any],
-    part: tuple[Any, jax.Array],
-    axes: Sequence[str],
-    *,
-    config: "TrainConfig",
-    architecture: Qwen2VLConfig,
-    mesh: Mesh,
-) -> jax.Array:
-    """The vectors [R, G, D] of some rows that are split over the mesh axes `axes`."""
-    rows, item_key = part
-    weights, lora = values["weights"], config.model.adapters
-    table = gathered(
-        weights["language"]["token_embedding"], ("vocab", "embed"), mesh, rules=config.sharding
-    )
-    weights = weights | {"language": weights["language"] | {"token_embedding": table}}
-    keys = None
-    if lora is not None and lora.dropout > 0:
-        keys = token_keys(rows.segments, item_key, seed=config.seed, step=values["step"])
-    kernels = attention_kernels(config, architecture, mesh).kernels
-    with rows_in_place(mesh, num_rows=len(rows.tokens), axes=axes):
-        return embed(
-            weights,
-            rows,
-            architecture,
-            items_per_row=config.data.row.items,
-            attention=config.embedding.attention,
-            pooling=config.embedding.pooling,
-            dtype=jnp.dtype(config.model.dtype),
-            remat=config.model.remat,
-            adapters=values["adapters"],
-            lora=lora,
-            dropout_keys=keys,
-            kernels=kernels.over(tuple(axes)),
-        ).vectors
 
 
 def make_train_step(
@@ -212,7 +92,7 @@ def make_train_step(
     def step(
         state: TrainState, frozen: dict[str, Any], batch: Any, finite: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        gradient = jax.grad(contrastive_loss, has_aux=True)
+        gradient = jax.grad(batch_loss, has_aux=True)
         grads, metrics = gradient(
             state.params, frozen, batch, state.step, config, architecture, mesh=mesh
         )

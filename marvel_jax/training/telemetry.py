@@ -16,7 +16,8 @@ from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.parallel.mesh import data_shards
 from marvel_jax.parallel.sharding import batch_sharding, local_data_shards, replicated
 from marvel_jax.training.config import TrainConfig
-from marvel_jax.training.flops import Work, count_work, peak_tflops, step_flops
+from marvel_jax.training.flops import Work, count_batch, peak_tflops, step_flops
+from marvel_jax.training.objective_config import brought, contrasts, listed
 from marvel_jax.training.state import is_frozen
 
 _Batch = TypeVar("_Batch")
@@ -27,7 +28,7 @@ class Dispatched(NamedTuple):
 
     step: int
     metrics: dict[str, jax.Array]
-    work: jax.Array  # [4] float32, the fields of `Work` over the global batch
+    work: jax.Array  # [7] float32, the fields of `Work` over the global batch
     rows: int  # of the global batch
 
 
@@ -99,14 +100,10 @@ class Meter:
 
     def count(self, batch: Any) -> tuple[jax.Array, int]:
         """The work in a batch of which this process has a part, summed on the devices; its rows."""
-        segments, patches = batch.rows.segments, batch.rows.patch_segments
+        parts = [batch.rows.segments, batch.rows.patch_segments, *_predicting(batch)]
         counts = [
-            count_work(*shard)
-            for shard in zip(
-                np.split(segments, self._local_shards),
-                np.split(patches, self._local_shards),
-                strict=True,
-            )
+            count_batch(*shard)
+            for shard in zip(*(_split(part, self._local_shards) for part in parts), strict=True)
         ]
         # Not on the host: with several processes that would be a round of messages a step.
         ours = jax.make_array_from_process_local_data(self._sharding, np.array(counts, np.float32))
@@ -144,17 +141,16 @@ class Meter:
         }
 
     def _speed(self, work: Work, seconds: float) -> dict[str, float | None]:
-        data = self._config.data
-        each = data.positives_per_query + data.hard_negatives
+        data, objective = self._config.data, self._config.objective
         tflops = (
             step_flops(
                 self._architecture,
                 work,
                 queries=data.global_batch,
-                candidates=data.global_batch * each,
+                candidates=compared(self._config),
                 trained=lambda path: not is_frozen(path, self._config),
                 ranks=self._ranks,
-                causal=self._config.embedding.attention == "causal",
+                causal=objective == "rerank" or self._config.embedding.attention == "causal",
             )
             / seconds
             / 1e12
@@ -173,6 +169,25 @@ def adapter_ranks(config: TrainConfig, architecture: Qwen2VLConfig) -> dict[str,
     return {
         path.removesuffix("/a"): shape[-1] for path, shape in shapes.items() if path[-2:] == "/a"
     }
+
+
+def compared(config: TrainConfig) -> int:
+    """How many candidates the loss compares a query with: the batch's, its own list's, or both."""
+    if config.objective == "rerank":
+        return 0
+    return config.data.global_batch * brought(config) * contrasts(config) + listed(config)
+
+
+def _predicting(batch: Any) -> tuple[Any, Any]:
+    """Segments of rows that are read for the next token alone, and what is to be predicted."""
+    texts = getattr(batch, "texts", None)
+    if texts is not None:
+        return texts.rows.segments, texts.rows.pooled
+    return None, getattr(batch, "supervised", None)
+
+
+def _split(array: Any, shards: int) -> list[Any]:
+    return [None] * shards if array is None else np.split(array, shards)
 
 
 def memory_bytes() -> int:

@@ -129,8 +129,11 @@ def test_asking_for_hard_negatives_that_are_not_there_is_told() -> None:
     ):
         with pytest.raises(MarvelError, match="hard_negatives is 3, but no query"):
             Plan(index, CONFIG, num_shards=1)
-    for field in ("positives_per_query", "chunk_rows", "row_sizes"):
+    for field in ("chunk_rows", "row_sizes"):
         with pytest.raises(MarvelError, match=f"{field} is 0: give at least 1"):
             dataclasses.replace(CONFIG, **{field: 0})
+    index = invented.of_lists([[i] for i in range(12)], candidates=12)
+    with pytest.raises(MarvelError, match="positives_per_query is 0: give at least 1"):
+        Plan(index, dataclasses.replace(CONFIG, positives_per_query=0), num_shards=1)
     with pytest.raises(MarvelError, match="hard_negatives is -1"):
         dataclasses.replace(CONFIG, hard_negatives=-1)

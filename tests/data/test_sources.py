@@ -119,7 +119,7 @@ def test_a_run_plans_what_its_config_says(folder):
 def test_mined_negatives_are_joined_to_their_part(folder, monkeypatch):
     joined = []
     monkeypatch.setattr(
-        sources, "with_negatives", lambda source, path: joined.append((source, path)) or source
+        sources, "with_negatives", lambda source, path, **_: joined.append((source, path)) or source
     )
     part = SourceConfig(path=str(folder), include=("nights",), mined="mined.jsonl")
     mixture = inputs.open_source(DataConfig(mixture=(part,), hard_negatives=5))
@@ -149,7 +149,10 @@ def test_one_source_is_not_renamed(folder):
         ),
         ({"path": "x", "batches": "interleaved"}, "data.sub_batch=None: sub_batch goes"),
         ({"path": "x", "batches": "interleaved", "sub_batch": 7}, "data.sub_batch=7 does not div"),
-        ({"path": "x", "mined": "y"}, "data.mined with data.hard_negatives=0"),
+        (
+            {"path": "x", "teacher": ("a", "b"), "teacher_shares": (1.0,)},
+            r"teacher_shares=\[1.0\] with 2 files",
+        ),
         ({"path": "x", "images": "y"}, "images='y' with reader='mbeir'"),
         ({"path": "x", "reader": "nli", "include": ("nights",)}, "only 'mbeir' has sets"),
         ({"path": "x", "include": "nights"}, r"include='nights' is one text: write \('nights',\)"),

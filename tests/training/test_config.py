@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from marvel_jax.data.batch import RowShape
+from marvel_jax.data.sources import SourceConfig
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.lora import LoraConfig
 from marvel_jax.settings import EmbeddingSettings
@@ -18,12 +19,19 @@ from marvel_jax.training.config import (
     TrackingConfig,
     TrainConfig,
 )
+from marvel_jax.training.objective_config import DistillationConfig, RetentionConfig
+from marvel_jax.training.rerank_config import RerankConfig
 from tests import tiny
 
 
 def train_config(**changes: object) -> TrainConfig:
     fields = {"data": DataConfig(path="."), "model": ModelConfig(source="owner/model")}
     return TrainConfig(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def distillation(changes: dict | None = None, **data: object) -> TrainConfig:
+    fields = {"objective": "distillation", "distillation": DistillationConfig()}
+    return train_config(data=DataConfig(**data), **fields, **(changes or {}))  # type: ignore
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,62 @@ def train_config(**changes: object) -> TrainConfig:
             lambda: train_config(loss=LossConfig(in_batch_negatives=False)),
             "data.hard_negatives=0 leaves nothing .* set data.hard_negatives=1",
         ),
+        (
+            lambda: train_config(data=DataConfig(path=".", mined="x")),
+            "data.mined with data.hard_negatives=0",
+        ),
+        (
+            lambda: train_config(objective="distillation"),
+            "objective='distillation' with distillation=None: give distillation",
+        ),
+        (
+            lambda: train_config(rerank=RerankConfig()),
+            "objective='contrastive' with rerank=given: give rerank with objective='rerank'",
+        ),
+        (lambda: distillation(path="."), "has no data.teacher: name a file of teacher scores"),
+        (
+            lambda: train_config(data=DataConfig(path=".", teacher="x")),
+            "data.teacher with objective='contrastive' would not be used",
+        ),
+        (
+            lambda: distillation(
+                mixture=(SourceConfig("a", teacher="x"), SourceConfig("b", "nli"))
+            ),
+            "nli without a teacher would not be trained on: give .*contrastive_weight",
+        ),
+        (
+            lambda: distillation(path=".", teacher="x", hard_negatives=1),
+            "hard_negatives=1 without the contrastive loss",
+        ),
+        (
+            lambda: distillation(
+                {"checkpoint": CheckpointConfig(keep_best=1, best_metric="accuracy")},
+                path=".",
+                teacher="x",
+            ),
+            "best_metric='accuracy' is a metric of the contrastive loss",
+        ),
+        (
+            lambda: train_config(
+                objective="rerank", rerank=RerankConfig(), retention=RetentionConfig("x")
+            ),
+            "retention with objective='rerank'",
+        ),
+        (lambda: DistillationConfig(depth=1), "distillation.depth=1: a list has at least 2"),
+        (lambda: DistillationConfig(kl_weight=-1), "kl_weight=-1 must not be negative"),
+        (lambda: DistillationConfig(kl_weight=0), "are both 0: nothing would be trained"),
+        (lambda: DistillationConfig(teacher_temperature=0), "teacher_temperature=0 must be pos"),
+        (
+            lambda: DistillationConfig(teacher="p_yes", fused_task_weights={"9:0": 0.5}),
+            "fused_task_weights with teacher='p_yes' would not be used",
+        ),
+        (
+            lambda: DistillationConfig(fused_task_weights={"mscoco_task0": 0.5}),
+            "'mscoco_task0': 0.5 is no 'data set:task'",
+        ),
+        (lambda: RetentionConfig("x", weight=-1), "retention.weight=-1 must not be negative"),
+        (lambda: RetentionConfig("x", texts=0), "retention.texts=0 must be at least 1"),
+        (lambda: RetentionConfig("x", max_tokens=1), "retention.max_tokens=1: give at least 2"),
         (lambda: ParameterGroup("vision/.*"), "sets neither learning_rate nor weight_decay"),
         (lambda: ParameterGroup("(", learning_rate=1.0), r"groups: pattern='\(' is no regular"),
         (lambda: ParameterGroup("a", learning_rate=0.0), "=0.0, which must be positive; .*frozen"),

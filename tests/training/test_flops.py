@@ -177,3 +177,19 @@ def test_peaks_of_known_devices(kind, peak):
 def test_tiny_is_counted_without_patches():
     config = tiny.architecture()
     assert step_flops(config, Work(10, 100, 0, 0), queries=2, candidates=2) > 0
+
+
+def test_texts_cost_what_causal_rows_cost_and_a_head_for_what_is_predicted():
+    architecture = tiny.architecture()
+    rows = Work(tokens=60, token_pairs=700, patches=0, patch_pairs=0)
+    none = Work(0, 0, 0, 0)
+    texts = none._replace(text_tokens=60, text_pairs=700)
+    asked = texts._replace(predicted=10)
+    costs = [
+        step_flops(architecture, work, queries=0, candidates=0, causal=causal)
+        for work, causal in ((rows, True), (texts, False), (asked, False))
+    ]
+    assert costs[0] == costs[1] > 0
+    # Forward, and backward for the states and for the table.
+    head = 3 * 2 * 10 * architecture.text.vocab_size * architecture.text.hidden_size
+    assert costs[2] - costs[1] == head

@@ -6,7 +6,7 @@ all divide by eight.
 
 import dataclasses
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from jax.sharding import AxisType, Mesh
 from marvel_jax.data import lengths, pipeline
 from marvel_jax.data.batch import Batch
 from marvel_jax.data.epoch_plan import Plan, PlanConfig
+from marvel_jax.data.taught import QueryLists, TaughtSource, lists_of
+from marvel_jax.data.teacher import TeacherLists
 from marvel_jax.models.lora import LoraConfig
 from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.parallel.mesh import (
@@ -34,6 +36,8 @@ from marvel_jax.training.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from marvel_jax.training.inputs import open_texts
+from marvel_jax.training.objective_config import labels
 from marvel_jax.training.optimizer import make_optimizer
 from marvel_jax.training.state import Placed, create_state, initial_values
 from marvel_jax.training.step import Step, make_train_step
@@ -70,14 +74,42 @@ def batches(config: TrainConfig, shards: int, *, num_steps: int) -> Iterator[Bat
         config.seed,
         data.row,
         row_sizes=1,
-        positives_per_query=data.positives_per_query,
+        positives_per_query=labels(config),
         hard_negatives=data.hard_negatives,
         # The same rows whether they are cut in chunks or not.
         chunk_rows=4,
     )
-    plan = Plan(index, plan_config, num_shards=shards)
-    for _, batch in pipeline.batches(source, processor, plan, start_step=0, num_steps=num_steps):
+    plan = Plan(index, plan_config, num_shards=shards, lists=_lists(config))
+    build = partial(pipeline.build_batch, texts=open_texts(config, processor))
+    for _, batch in pipeline.batches(
+        source, processor, plan, start_step=0, num_steps=num_steps, build=build
+    ):
         yield batch
+
+
+def teacher(source: tiny.TinySource, *, width: int, seed: int = 0) -> TeacherLists:
+    """Random lists of 2 to `width` candidates, the answer among them or not."""
+    rng = np.random.default_rng(seed)
+    count, pool = len(source.queries), len(source.candidates)
+    lengths = rng.integers(2, width + 1, count)
+    candidates = np.stack([rng.permutation(pool)[:width] for _ in range(count)]).astype(np.int32)
+    candidates[::2, 0] = np.arange(0, count, 2)
+    candidates[np.arange(width) >= lengths[:, None]] = -1
+    yes, no = (rng.normal(0, 3, (2, count, width)) * (candidates >= 0)).astype(np.float32)
+    recall = (rng.uniform(0.2, 0.9, (count, width)) * (candidates >= 0)).astype(np.float32)
+    manifest = {"content_hash": f"lists {seed}", "teacher_hash": "t0"}
+    return TeacherLists(np.arange(count, dtype=np.int32), candidates, yes, no, recall, manifest)
+
+
+def _lists(config: TrainConfig) -> QueryLists | None:
+    """Two lists of each query; of every fifth none, as if it came from a part without a teacher."""
+    if config.distillation is None:
+        return None
+    source = tiny.TinySource(positives=config.data.positives_per_query)
+    files = tuple(teacher(source, width=5, seed=seed) for seed in (0, 1))
+    found = lists_of(TaughtSource(source, files, (0.5, 1.0)), depth=config.distillation.depth)
+    found.rows[::5] = -1
+    return found
 
 
 @cache

@@ -1,0 +1,1 @@
+"""What a train step minimises: one file an objective, and what they share."""
