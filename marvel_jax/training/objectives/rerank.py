@@ -10,18 +10,19 @@ from jax.sharding import Mesh
 
 from marvel_jax.losses.next_token import next_token_loss
 from marvel_jax.models.config import Qwen2VLConfig
-from marvel_jax.models.kernels import choice
-from marvel_jax.models.lora import token_keys
 from marvel_jax.models.qwen2_vl import head_rows, hidden_states
 from marvel_jax.parallel.activations import gathered, rows_in_place
-from marvel_jax.parallel.mesh import DATA_AXES
 from marvel_jax.training.gradcache import encode_in_chunks
-from marvel_jax.training.state import model_weights
+from marvel_jax.training.objectives.encoding import (
+    Metrics,
+    attention_kernels,
+    differentiated,
+    dropout_keys,
+    with_gathered_table,
+)
 
 if TYPE_CHECKING:  # a bare accelerator image has none of what configs need
     from marvel_jax.training.config import TrainConfig
-
-Metrics = dict[str, jax.Array]
 
 
 def rerank_loss(
@@ -40,8 +41,7 @@ def rerank_loss(
     whose right answer has the larger logit of the two, `logit_gap` how much larger on average;
     `token_accuracy` the share of covered tokens that the largest logit of all names.
     """
-    weights = model_weights(params, frozen)
-    values = {"weights": weights, "adapters": params.get("adapters"), "step": step}
+    values = differentiated(params, frozen, step)
     asked = batch.places.reshape(len(batch.places), -1)
     states = encode_in_chunks(
         functools.partial(_states, config=config, architecture=architecture, mesh=mesh),
@@ -50,7 +50,7 @@ def rerank_loss(
         chunk_rows=config.chunk_rows,
         mesh=mesh,
     )
-    head = _gathered_head(weights, config, architecture, mesh)
+    head = _gathered_head(values["weights"], config, architecture, mesh)
     result = next_token_loss(
         states,
         head,
@@ -89,14 +89,8 @@ def _states(
 ) -> jax.Array:
     """Hidden states [R, A, D] at the asked places [R, A] of rows split over the mesh axes."""
     rows, item_key, places = part
-    weights, lora = values["weights"], config.model.adapters
-    table = gathered(
-        weights["language"]["token_embedding"], ("vocab", "embed"), mesh, rules=config.sharding
-    )
-    weights = weights | {"language": weights["language"] | {"token_embedding": table}}
-    keys = None
-    if lora is not None and lora.dropout > 0:
-        keys = token_keys(rows.segments, item_key, seed=config.seed, step=values["step"])
+    weights = with_gathered_table(values["weights"], config, mesh)
+    kernels = attention_kernels(config, architecture, mesh).kernels
     with rows_in_place(mesh, num_rows=len(rows.tokens), axes=axes):
         hidden = hidden_states(
             weights,
@@ -106,9 +100,9 @@ def _states(
             dtype=jnp.dtype(config.model.dtype),
             remat=config.model.remat,
             adapters=values["adapters"],
-            lora=lora,
-            dropout_keys=keys,
-            kernels=_kernels(config, architecture, mesh).kernels.over(tuple(axes)),
+            lora=config.model.adapters,
+            dropout_keys=dropout_keys(values, rows, item_key, config),
+            kernels=kernels.over(tuple(axes)),
         )
     return jnp.take_along_axis(hidden, places[..., None], axis=1)
 
@@ -124,17 +118,3 @@ def _gathered_head(
         return kernel.T
     table = head_rows(weights, architecture)
     return gathered(table, ("vocab", "embed"), mesh, rules=config.sharding)
-
-
-def _kernels(config: "TrainConfig", architecture: Qwen2VLConfig, mesh: Mesh) -> choice.Chosen:
-    device = mesh.devices.flat[0]
-    return choice.choose(
-        config.model.kernel,
-        platform=device.platform,
-        architecture=architecture,
-        dtype=config.model.dtype,
-        one_item_rows=config.data.row.items == 1,
-        mesh=mesh,
-        row_axes=DATA_AXES,
-        capability=getattr(device, "compute_capability", None),
-    )
