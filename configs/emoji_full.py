@@ -13,8 +13,6 @@ reranked and judged. The table shows every stage's held-out scores, by task and 
 import dataclasses
 from typing import Any
 
-from marvel_jax.training.objective_config import DistillationConfig
-
 from marvel_jax.data.batch import RowShape
 from marvel_jax.data.sources import SourceConfig
 from marvel_jax.recipes import emoji
@@ -34,6 +32,7 @@ from marvel_jax.recipes.stages import (
     Train,
 )
 from marvel_jax.training.config import ModelConfig, TrainConfig
+from marvel_jax.training.objective_config import DistillationConfig
 from marvel_jax.training.rerank_config import RerankConfig
 
 CORPUS = "corpus.mbeir"
