@@ -143,8 +143,8 @@ def _count(
         return _CandidateMeasures(processor.lengths(item), candidate.id.encode(), key)
 
     total = len(source.queries) + len(source.candidates)
-    queries = _in_chunks(measure_query, source.queries, progress, 0, total)
-    candidates = _in_chunks(
+    queries = in_chunks(measure_query, source.queries, progress, 0, total)
+    candidates = in_chunks(
         measure_candidate, source.candidates, progress, len(source.queries), total
     )
     negatives = [one.negatives for one in queries]
@@ -161,8 +161,8 @@ def _count(
         refused_negatives=np.array(sum(one.refused for one in queries), np.int64),
         query_ids=np.array([one.id for one in queries], np.bytes_),
         candidate_ids=np.array([one.id for one in candidates], np.bytes_),
-        query_keys=_joined_keys([one.key for one in queries]),
-        candidate_keys=_joined_keys([one.key for one in candidates]),
+        query_keys=joined_keys([one.key for one in queries]),
+        candidate_keys=joined_keys([one.key for one in candidates]),
         fingerprint=np.array(fingerprint),
     )
 
@@ -173,18 +173,22 @@ def _offsets(lists: Sequence[Sequence[int]]) -> np.ndarray:
     )
 
 
-def _joined_keys(keys: Sequence[bytes]) -> np.ndarray:
+def joined_keys(keys: Sequence[bytes]) -> np.ndarray:
+    """[N, 2] uint32: the keys of N items, eight bytes each."""
     return np.frombuffer(b"".join(keys), np.uint32).reshape(-1, 2).copy()
 
 
-def _in_chunks(
+def in_chunks(
     measure: Callable[[_Record], _Result],
     records: Sequence[_Record],
     progress: Progress | None,
     before: int,
     total: int,
 ) -> list[_Result]:
-    """Measures all records, read in slices, which sources can serve much faster than singles."""
+    """Measures all records, read in slices, which sources can serve much faster than singles.
+
+    `progress` hears of `before` and of those measured, out of `total`.
+    """
 
     def measure_chunk(start: int) -> list[_Result]:
         return [measure(record) for record in records[start : start + _CHUNK]]

@@ -3,10 +3,9 @@
 import dataclasses
 import uuid
 import zipfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,16 +13,11 @@ from marvel_jax import files
 from marvel_jax.data.batch import item_key
 from marvel_jax.data.items import Candidate, Query, RetrievalSource
 from marvel_jax.data.keyed_lines import Offenders
+from marvel_jax.data.lengths import Progress, in_chunks, joined_keys
 from marvel_jax.data.rerank import PairProcessor
 from marvel_jax.errors import MarvelError
 
 _VERSION = 1
-_THREADS = 4
-_CHUNK = 1024
-
-_Record = TypeVar("_Record", Query, Candidate)
-_Result = TypeVar("_Result")
-Progress = Callable[[int, int], None]  # (items counted, items in all)
 
 
 class PairLengths(NamedTuple):
@@ -163,12 +157,12 @@ def _count(
         )
 
     total = len(source.queries) + len(source.candidates)
-    queries = _in_chunks(measure_query, source.queries, progress, 0, total)
+    queries = in_chunks(measure_query, source.queries, progress, 0, total)
     offenders.refuse(
         "The queries cannot be reranked",
         advice="Mine negatives for all of them (data.mined), or leave those out.",
     )
-    candidates = _in_chunks(
+    candidates = in_chunks(
         measure_candidate, source.candidates, progress, len(source.queries), total
     )
     return PairLengths(
@@ -186,35 +180,10 @@ def _count(
         refused_negatives=np.array(sum(one.refused for one in queries), np.int64),
         query_ids=np.array([one.id for one in queries], np.bytes_),
         candidate_ids=np.array([one.id for one in candidates], np.bytes_),
-        query_keys=_keys([one.key for one in queries]),
-        candidate_keys=_keys([one.key for one in candidates]),
+        query_keys=joined_keys([one.key for one in queries]),
+        candidate_keys=joined_keys([one.key for one in candidates]),
         fingerprint=np.array(fingerprint),
     )
-
-
-def _keys(keys: Sequence[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(keys), np.uint32).reshape(-1, 2).copy()
-
-
-def _in_chunks(
-    measure: Callable[[_Record], _Result],
-    records: Sequence[_Record],
-    progress: Progress | None,
-    before: int,
-    total: int,
-) -> list[_Result]:
-    """Measures all records, read in slices, which sources can serve much faster than singles."""
-
-    def measure_chunk(start: int) -> list[_Result]:
-        return [measure(record) for record in records[start : start + _CHUNK]]
-
-    measured: list[_Result] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for chunk in pool.map(measure_chunk, range(0, len(records), _CHUNK)):
-            measured += chunk
-            if progress is not None:
-                progress(before + len(measured), total)
-    return measured
 
 
 def _read(path: Path) -> PairLengths | None:
