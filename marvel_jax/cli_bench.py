@@ -239,7 +239,7 @@ def bench_encode(
 
 def _run(config: Path | None, overrides: tuple[tuple[str, ...], ...]) -> Any:
     """The run of a config file, or the quickstart's, with its changes."""
-    from marvel_jax.recipes.commands import load_config
+    from marvel_jax.recipes.config_file import load_config
     from marvel_jax.recipes.emoji import train_config
     from marvel_jax.recipes.overrides import override
 

@@ -44,7 +44,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     """The folder of that run, trained to its end without an interruption; not to be changed."""
-    from marvel_jax.recipes.commands import load_config
+    from marvel_jax.recipes.config_file import load_config
     from marvel_jax.training.loop import train
 
     workdir = tmp_path_factory.mktemp("runs") / "whole"

@@ -31,9 +31,13 @@ FLOORS = {
     "bench": 4,
     "studies": 5,
     "cli_bench": 5,
+    "cli_data": 5,
+    "cli_errors": 5,
     "cli_plan": 5,
+    "cli_retrieval": 5,
     "cli_run": 5,
-    "cli": 6,
+    "cli_training": 6,
+    "cli": 7,
 }
 """A room imports only rooms on floors below it. What is not named here is the ground floor."""
 

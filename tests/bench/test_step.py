@@ -17,7 +17,7 @@ from marvel_jax.bench.step import Contender, First, StepOptions
 from marvel_jax.bench.stopwatch import Lap
 from marvel_jax.data import pipeline
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.recipes.emoji import train_config
 from marvel_jax.training.prepare import make_plan
 

@@ -40,11 +40,12 @@ def marvel(capsys) -> Marvel:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_model, tiny_corpus) -> Path:
     """A folder with the store of the corpus's pool and its index; not to be changed."""
-    from marvel_jax.recipes import commands
+    from marvel_jax.recipes.encoding import encode_pool
+    from marvel_jax.recipes.searching import build_index
 
     folder = tmp_path_factory.mktemp("made")
-    commands.encode_pool(str(tiny_model), pool=tiny_corpus, out=folder / "store")
-    commands.build_index(folder / "store", out=folder / "index")
+    encode_pool(str(tiny_model), pool=tiny_corpus, out=folder / "store")
+    build_index(folder / "store", out=folder / "index")
     return folder
 
 

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from marvel_jax.models import hub, names
 from marvel_jax.models.config import Qwen2VLConfig
-from marvel_jax.recipes import commands
+from marvel_jax.recipes.encoding import encode_pool
 from tests import tiny
 
 
@@ -80,7 +80,7 @@ def test_an_index_of_another_store(failing, tiny_model, made, tmp_path):
     pool = tmp_path / "pool.jsonl"
     lines = [json.dumps({"id": f"{i}", "text": f"cat {i}"}) for i in range(12)]
     pool.write_text("\n".join(lines))
-    commands.encode_pool(str(tiny_model), pool=pool, out=tmp_path / "store")
+    encode_pool(str(tiny_model), pool=pool, out=tmp_path / "store")
     said = failing(
         "search", tiny_model, "--store", tmp_path / "store", "--text", "cat", "--index",
         made / "index",

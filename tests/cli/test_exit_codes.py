@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from marvel_jax import cli
-from marvel_jax.recipes import commands
+from marvel_jax.recipes import searching
 from marvel_jax.retrieval.embedder import Embedder
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
     def fault(*args, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(commands, "build_index", fault)
+    monkeypatch.setattr(searching, "build_index", fault)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["index", str(tmp_path), "--out", str(tmp_path / "index")])
 

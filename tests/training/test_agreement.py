@@ -50,7 +50,7 @@ def test_weights_of_another_content_or_size_are_told_apart(tmp_path, place):
 
 
 def test_a_folder_elsewhere_is_no_other_config_and_a_field_is(tiny_config):
-    from marvel_jax.recipes.commands import load_config
+    from marvel_jax.recipes.config_file import load_config
 
     one = agreement.settings(load_config(tiny_config))
     assert agreement.settings(load_config(tiny_config, ("steps=9",)))["config.steps"] == "9"
@@ -60,7 +60,7 @@ def test_a_folder_elsewhere_is_no_other_config_and_a_field_is(tiny_config):
 
 
 def test_another_packing_or_order_is_another_plan(tiny_config):
-    from marvel_jax.recipes.commands import load_config
+    from marvel_jax.recipes.config_file import load_config
 
     def told(*changes: str, shards: int = 2) -> dict[str, str]:
         config = load_config(tiny_config, changes)

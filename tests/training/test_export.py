@@ -21,8 +21,9 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.models import hub, lora, names, peft
 from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.parallel.mesh import MeshConfig, make_mesh
-from marvel_jax.recipes.commands import import_checkpoint, load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.recipes.overrides import override
+from marvel_jax.recipes.training_commands import import_checkpoint
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.training import run_folder
 from marvel_jax.training.checkpoints import read_params

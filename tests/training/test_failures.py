@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.training.loop import train
 from marvel_jax.training.prepare import make_plan
 from tests.training import runs

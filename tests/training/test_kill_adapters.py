@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.training.loop import train
 from tests.training import runs
 

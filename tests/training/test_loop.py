@@ -14,7 +14,7 @@ import pytest
 
 from marvel_jax.data.sources import SourceConfig
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.training import run_folder
 from marvel_jax.training.checkpoints import Checkpoints, read_params
 from marvel_jax.training.inputs import open_inputs

@@ -3,7 +3,7 @@
 import pytest
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.training.loop import Watching, train
 from marvel_jax.training.profiling import parse_steps
 from tests.training import runs

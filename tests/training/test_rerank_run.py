@@ -16,7 +16,7 @@ from marvel_jax.data.mined import KIND, VERSION, MinedLine
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import hub
 from marvel_jax.models.lora import LoraConfig
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.recipes.overrides import override
 from marvel_jax.retrieval.rerank import Reranker
 from marvel_jax.training.config import TrainConfig

@@ -8,7 +8,7 @@ import pytest
 
 from marvel_jax.data.batch import Rows
 from marvel_jax.parallel.mesh import MeshConfig, make_mesh
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.training import telemetry
 from marvel_jax.training.flops import Work, count_work, step_flops
 from marvel_jax.training.inputs import open_inputs

@@ -16,7 +16,7 @@ from marvel_jax.data.teacher import teacher_line, teacher_writer
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import hub, lora
 from marvel_jax.plan import batch as plan_batch
-from marvel_jax.recipes.commands import load_config
+from marvel_jax.recipes.config_file import load_config
 from marvel_jax.training.checkpoints import read_params
 from marvel_jax.training.export import export_checkpoint
 from marvel_jax.training.inputs import open_inputs, place_state

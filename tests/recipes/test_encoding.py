@@ -3,7 +3,8 @@
 import pytest
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.commands import load_config, read_items
+from marvel_jax.recipes.config_file import load_config
+from marvel_jax.recipes.encoding import read_items
 from tests import tiny
 
 
