@@ -41,7 +41,7 @@ def quickstart(
 
 
 app.command(data, name="data", help="Builds a corpus.")
-app.command(import_model, name="import")
+app.command(name="import")(import_model)
 app.command(train)
 app.command(export)
 app.command(run)
