@@ -136,20 +136,9 @@ distillation = training(
 recipe = Recipe(
     (
         Emoji("corpus"),
+        Train("text", emoji.of_texts(training(None, steps=150, rate=3e-4, of_data={}))),
         Train(
-            "text",
-            training(
-                None, steps=300, rate=3e-3, of_data={"include": ("task1",), "task_weights": None}
-            ),
-        ),
-        Train(
-            "captions",
-            training(
-                "text.model",
-                steps=500,
-                rate=3e-3,
-                of_data={"include": ("task0",), "task_weights": None},
-            ),
+            "captions", emoji.of_pictures(training("text.model", steps=900, rate=3e-3, of_data={}))
         ),
         Train("instruct", training("captions.model", steps=2400, rate=3e-3, of_data={})),
         Evaluate("evaluate-instruct", "instruct.model", CORPUS),

@@ -14,7 +14,7 @@ from marvel_jax.cli_data import data
 from marvel_jax.cli_errors import explain, tell
 from marvel_jax.cli_flags import Json
 from marvel_jax.cli_plan import plan
-from marvel_jax.cli_retrieval import encode, evaluate, index, mine, search
+from marvel_jax.cli_retrieval import convert, encode, evaluate, index, mine, report, search
 from marvel_jax.cli_run import run, table
 from marvel_jax.cli_training import export, import_model, train
 from marvel_jax.errors import MarvelError
@@ -48,9 +48,11 @@ app.command(run)
 app.command(table)
 app.command(plan)
 app.command(encode)
+app.command(convert)
 app.command(index)
 app.command(search)
 app.command(evaluate)
+app.command(report)
 app.command(mine)
 app.command(bench, name="bench", help="Measures loss, train step, packing, attention, encoding.")
 

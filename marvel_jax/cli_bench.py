@@ -199,7 +199,9 @@ def bench_encode(
     dtype: Annotated[Literal["float32", "bfloat16"], arg(help="Of weights and matmuls.")] = (
         "float32"
     ),
-    row_tokens: Annotated[tuple[int, ...], arg(help="Tokens of a row.")] = (1024,),
+    row_tokens: Annotated[
+        tuple[int, ...], arg(help="Tokens of a row; without any, as `marvel encode` chooses.")
+    ] = (),
     batch_tokens: Annotated[int, arg(help="Tokens of a forward pass on a device.")] = 4096,
     kernel: Annotated[
         tuple[Literal["auto", "xla", "pallas", "cudnn"], ...], arg(help="Of the attention.")
@@ -235,6 +237,107 @@ def bench_encode(
         seed=seed,
     )
     return _measured(encode.run(options))
+
+
+@bench.command(name="preprocess")
+def bench_preprocess(
+    *,
+    width: Annotated[int, arg(help="Of the pictures, in pixels.")] = 396,
+    height: Annotated[int, arg(help="Of the pictures, in pixels.")] = 265,
+    pictures: Annotated[int, arg(help="Pictures a lap.")] = 64,
+    repeats: Annotated[int, arg(help="Timed repeats, in turns; the median counts.")] = 9,
+    seed: Annotated[int, arg(help="Of the pixels.")] = 0,
+    json: Json = False,
+) -> Outcome:
+    """Milliseconds from a decoded picture to patches, beside transformers' processor.
+
+    Decoding is not counted. The floor is the resize alone, which is Pillow's in both.
+    """
+    from marvel_jax.bench import preprocess
+
+    options = preprocess.PreprocessOptions(
+        width=width, height=height, pictures=pictures, repeats=repeats, seed=seed
+    )
+    return _measured(preprocess.run(options))
+
+
+@bench.command(name="search")
+def bench_search(
+    *,
+    rows: Annotated[int, arg(help="Vectors of the corpus.")] = 1_000_000,
+    dimension: Annotated[int, arg(help="Numbers in a vector.")] = 768,
+    queries: Annotated[int, arg(help="Of one batch.")] = 2000,
+    recall: Annotated[tuple[float, ...], arg(help="Recall@10 to reach.")] = (0.95, 0.99),
+    spread: Annotated[
+        float, arg(help="Of the clusters: with more, neighbours lie in more leaves.")
+    ] = 0.8,
+    threads: Annotated[int | None, arg(help="Of each contender; else all cores.")] = None,
+    repeats: Annotated[int, arg(help="Turns in which the best of each are timed.")] = 7,
+    no_peers: Annotated[bool, arg(help="Leave out FAISS.")] = False,
+    workdir: Annotated[
+        Path | None, arg(help="Keeps corpus and index for another run; else a temporary folder.")
+    ] = None,
+    seed: Annotated[int, arg(help="Of the vectors.")] = 0,
+    json: Json = False,
+) -> Outcome:
+    """ScaNN's queries/s at a given recall beside FAISS's best, on invented clustered vectors.
+
+    The peers, where faiss is installed: IVF-Flat, IVF-PQ-fastscan with refinement, HNSW32, each
+    over a grid of settings; build time and memory beside.
+    """
+    from rich.console import Console
+
+    from marvel_jax.bench import search
+
+    options = search.SearchOptions(
+        rows=rows,
+        dimension=dimension,
+        queries=queries,
+        recall=recall,
+        spread=spread,
+        threads=threads,
+        repeats=repeats,
+        peers=not no_peers,
+        workdir=workdir,
+        seed=seed,
+    )
+    return _measured(search.run(options, say=Console(stderr=True, highlight=False).print))
+
+
+@bench.command(name="union")
+def bench_union(
+    *,
+    workdir: Annotated[
+        Path, arg(help="Folder of the store, the index and the figures; a killed run goes on.")
+    ] = Path("runs/bench-union"),
+    scale: Annotated[float, arg(help="Of the true 5.6M candidates and 190k queries; up to 1.")] = (
+        0.1
+    ),
+    dimension: Annotated[int, arg(help="Numbers in a vector.")] = 1536,
+    recall: Annotated[float, arg(help="Recall@10 that the index is tuned to.")] = 0.95,
+    sample: Annotated[int, arg(help="Queries that are searched exactly, too.")] = 1000,
+    memory: Annotated[float, arg(help="GiB that building a shard of the index may take.")] = 4.0,
+    seed: Annotated[int, arg(help="Of the vectors.")] = 0,
+    json: Json = False,
+) -> Outcome:
+    """Search over invented vectors in the shape of M-BEIR's union pool: speed, recall, memory.
+
+    A bfloat16 store on disk; ScaNN for every query, exact search for a sample of them.
+    """
+    from rich.console import Console
+
+    from marvel_jax.bench import union
+
+    options = union.UnionOptions(
+        workdir=workdir,
+        scale=scale,
+        dimension=dimension,
+        target_recall=recall,
+        sample=sample,
+        memory=memory,
+        seed=seed,
+    )
+    return _measured(union.run(options, say=Console(stderr=True, highlight=False).print))
 
 
 def _run(config: Path | None, overrides: tuple[tuple[str, ...], ...]) -> Any:

@@ -15,24 +15,98 @@ def encode(
     *,
     pool: Annotated[Path, arg(help="An M-BEIR folder, or a jsonl of id, text, image.")],
     out: Annotated[Path, arg(help="The vector store to write.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8", "binary"], arg(help="Of the stored vectors.")
+    ] = "float32",
+    dimension: Annotated[
+        int | None, arg(help="Keep so many numbers of each vector, of unit norm again.")
+    ] = None,
+    compute: Annotated[
+        Literal["float32", "bfloat16"], arg(help="What the model computes in.")
+    ] = "float32",
+    batch_tokens: Annotated[int, arg(help="Tokens of a forward pass on a device.")] = 4096,
+    shard_rows: Annotated[int, arg(help="Items a shard: what a kill may cost.")] = 16384,
+    tolerate: Annotated[
+        int, arg(help="Items with unreadable pictures that the store may lack; they are listed.")
+    ] = 0,
+    process_id: Annotated[
+        int | None, arg(help="Which process this is, from 0; a scheduler tells it, too.")
+    ] = None,
+    num_processes: Annotated[
+        int | None, arg(help="Processes that encode this pool into this store, each its shards.")
+    ] = None,
     json: Json = False,
 ) -> Outcome:
-    """Embeds every candidate of a pool into a vector store; a killed run goes on."""
-    from marvel_jax.recipes.encoding import encode_pool
+    """Embeds every candidate of a pool into a vector store; a killed run goes on.
 
-    return encode_pool(model, pool=pool, out=out)
+    On all devices of the process. Items of the same content are encoded once a shard. A picture
+    that cannot be read is listed in OUT.failures.jsonl, and all others go on.
+    """
+    from marvel_jax.recipes.encoding import EncodingOptions, encode_pool
+
+    options = EncodingOptions(
+        dtype=dtype,
+        dimension=dimension,
+        compute=compute,
+        batch_tokens=batch_tokens,
+        shard_rows=shard_rows,
+        tolerate=tolerate,
+        process_id=process_id,
+        num_processes=num_processes,
+    )
+    return encode_pool(model, pool=pool, out=out, options=options)
+
+
+def convert(
+    store: Annotated[Positional[Path], arg(help="A vector store.")],
+    *,
+    out: Annotated[Path, arg(help="The vector store to write.")],
+    dtype: Annotated[
+        Literal["bfloat16", "int8", "binary"] | None, arg(help="Of its vectors; none keeps it.")
+    ] = None,
+    dimension: Annotated[
+        int | None, arg(help="Keep so many numbers of each vector, of unit norm again.")
+    ] = None,
+    json: Json = False,
+) -> Outcome:
+    """Writes a vector store again in fewer bytes a vector; a killed run goes on."""
+    from marvel_jax.recipes.storing import convert_store
+
+    return convert_store(store, out=out, dtype=dtype, dimension=dimension)
 
 
 def index(
     store: Annotated[Positional[Path], arg(help="A vector store.")],
     *,
     out: Annotated[Path, arg(help="The ScaNN index to write.")],
+    target_recall: Annotated[
+        float | None, arg(help="Tune the setting until so much of the exact ten is found: 0.99.")
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        arg(help="A store of queries to tune with; without one, vectors of the store, perturbed."),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        arg(help="GiB that building may take, else 0.7 of what is free; more goes into shards."),
+    ] = None,
+    leaves: Annotated[int | None, arg(help="Leaves of a shard, instead of the rule's.")] = None,
+    search_leaves: Annotated[int | None, arg(help="Leaves looked at for a query.")] = None,
+    reorder: Annotated[int | None, arg(help="Candidates scored again exactly.")] = None,
     json: Json = False,
 ) -> Outcome:
-    """Builds a ScaNN index over a vector store."""
+    """Builds a ScaNN index over a vector store; a killed run goes on."""
     from marvel_jax.recipes.searching import build_index
+    from marvel_jax.retrieval.scann_config import ScannConfig
 
-    return build_index(store, out=out)
+    return build_index(
+        store,
+        out=out,
+        config=ScannConfig(leaves=leaves, search_leaves=search_leaves, reorder=reorder),
+        memory_gb=memory,
+        target_recall=target_recall,
+        queries=queries,
+    )
 
 
 def search(
@@ -114,12 +188,101 @@ def evaluate(
     model: Annotated[Positional[str], arg(help="A Hugging Face folder or a Hub id.")],
     *,
     data: Annotated[Path, arg(help="An M-BEIR folder.")],
-    workdir: Annotated[Path, arg(help="Folder for the vectors, the index and the scores.")],
+    workdir: Annotated[Path, arg(help="Folder for vectors, index, rankings and scores.")],
     seed: Annotated[int, arg(help="Chooses each query's instruction.")] = 0,
     exact_only: Annotated[bool, arg(help="Leave out ScaNN, shown beside exact search.")] = False,
+    all_instructions: Annotated[
+        bool, arg(help="Also every paraphrase of each instruction: mean and spread.")
+    ] = False,
+    held_out: Annotated[
+        tuple[str, ...],
+        arg(
+            help="Sets that the model never trained on, averaged by themselves: nights_task4, "
+            "oven, task8; or published, U-MARVEL's five."
+        ),
+    ] = (),
+    reranker: Annotated[
+        str | None, arg(help="A reranker or an instruct model; its scores come beside.")
+    ] = None,
+    top: Annotated[int, arg(help="Results of each query that are reranked.")] = 50,
+    weights: Annotated[
+        str | None,
+        arg(help="The fusion.json of a `marvel run`, or the cosine's share (without: 0.5)."),
+    ] = None,
+    fit_split: Annotated[
+        str | None, arg(help="Fit the weights on this split's queries, e.g. val; never on test.")
+    ] = None,
+    prompt: Annotated[
+        str | None, arg(help="The reranker's prompt; without one, that of its marvel.json.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8", "binary"], arg(help="Of the stored candidates.")
+    ] = "float32",
+    dimension: Annotated[
+        int | None, arg(help="Keep so many numbers of each candidate's vector, of unit norm again.")
+    ] = None,
+    compute: Annotated[
+        Literal["float32", "bfloat16"], arg(help="What model and reranker compute in.")
+    ] = "float32",
+    tolerate: Annotated[
+        int, arg(help="Items with unreadable pictures; they are listed and count as never found.")
+    ] = 0,
     json: Json = False,
 ) -> Outcome:
-    """Scores a model with the M-BEIR protocol, on local pools and on the global one."""
-    from marvel_jax.recipes.evaluate_command import evaluate_model
+    """Scores a model with the M-BEIR protocol, on local pools and on the global one.
 
-    return evaluate_model(model, data=data, workdir=workdir, seed=seed, scann=not exact_only)
+    Run it again after an interruption and it goes on; another seed encodes only the queries.
+    """
+    from marvel_jax.recipes.evaluate_command import evaluate_model, with_reranker
+
+    return evaluate_model(
+        model,
+        data=data,
+        workdir=workdir,
+        seed=seed,
+        scann=not exact_only,
+        held_out=held_out,
+        dtype=dtype,
+        dimension=dimension,
+        compute=compute,
+        tolerate=tolerate,
+        all_instructions=all_instructions,
+        reranker=with_reranker(
+            reranker, top=top, weights=weights, fit_split=fit_split, prompt=prompt
+        ),
+    )
+
+
+def report(
+    workdir: Annotated[Positional[Path], arg(help="What `marvel evaluate --workdir` left.")],
+    *,
+    against: Annotated[
+        Path | None, arg(help="Another such folder of the same data, to test the difference.")
+    ] = None,
+    out: Annotated[
+        Path | None, arg(help="The report's folder; by default evaluation-report/ in WORKDIR.")
+    ] = None,
+    data: Annotated[Path | None, arg(help="The M-BEIR folder, if it has moved since.")] = None,
+    tradeoff: Annotated[
+        bool, arg(help="Also score smaller stores: dimension x type x search. Takes a while.")
+    ] = False,
+    tradeoff_queries: Annotated[int, arg(help="Queries of each set for that, at most.")] = 500,
+    shown: Annotated[int, arg(help="Successes and failures of each set to show.")] = 2,
+    seed: Annotated[int, arg(help="Of resamples, swaps and draws.")] = 0,
+    json: Json = False,
+) -> Outcome:
+    """Explains an evaluation: a page, JSON and CSV, with intervals, modality obedience, copies,
+    published scores beside ours, and searches that went well and that did not.
+    """
+    from marvel_jax.recipes.reporting import report_evaluation
+
+    return report_evaluation(
+        workdir,
+        against=against,
+        out=out,
+        data=data,
+        tradeoff=tradeoff,
+        tradeoff_queries=tradeoff_queries,
+        shown=shown,
+        seed=seed,
+    )

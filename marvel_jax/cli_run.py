@@ -28,6 +28,10 @@ def run(
     dry_run: Annotated[
         bool, arg(help="Tell the stages, what each reads and writes, steps and what is missing.")
     ] = False,
+    training: Annotated[
+        UseAppendAction[tuple[tuple[str, ...], ...]],
+        arg(help="Changes to every training, as: --training mesh.fsdp=8 chunk_rows=4"),
+    ] = (),
     overrides: Annotated[
         UseAppendAction[tuple[tuple[str, ...], ...]],
         arg(name="set", help="Changes, as: --set data.mbeir=/big/M-BEIR mine.settings=('k=3',)"),
@@ -48,6 +52,7 @@ def run(
         only=only,
         size=size,
         dry_run=dry_run,
+        trainings=tuple(itertools.chain.from_iterable(training)),
         settings=tuple(itertools.chain.from_iterable(overrides)),
     )
 

@@ -31,7 +31,7 @@ recipe = ablation(
         "no negatives of its own": mined(None),
         "random": found["random"],
         "best, without the batch": dataclasses.replace(
-            found["filtered"], loss=LossConfig(in_batch_negatives=False)
+            found["unfiltered"], loss=LossConfig(in_batch_negatives=False)
         ),
         "best, unfiltered": found["unfiltered"],
         "best, filtered": found["filtered"],

@@ -243,9 +243,6 @@ def main(args: Sequence[str] | None = None) -> None:
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    from marvel_jax.bench.bare import do_without_pillow
-
-    do_without_pillow()
     given = Given(
         quick=asked.quick,
         seconds_left=lambda: asked.seconds - (time.monotonic() - started),

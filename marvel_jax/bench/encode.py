@@ -84,7 +84,7 @@ def cases(
     first: np.ndarray | None = None
     longest = 0.0
     for kernel in options.kernel:
-        for row_tokens in options.row_tokens:
+        for row_tokens in options.row_tokens or (None,):
             if seconds_left() < longest:
                 return
             began = time.perf_counter()
@@ -100,7 +100,8 @@ def cases(
             except Exception as error:
                 if not catch:
                     raise
-                case = {"encode": options.architecture, "kernel": kernel, "row": f"{row_tokens}"}
+                named = "as encoding chooses" if row_tokens is None else f"{row_tokens}"
+                case = {"encode": options.architecture, "kernel": kernel, "row": named}
                 yield case | failure(error), np.zeros(0)
                 continue
             first = vectors if first is None else first

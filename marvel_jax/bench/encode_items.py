@@ -10,12 +10,13 @@ import numpy as np
 
 from marvel_jax.bench import invented
 from marvel_jax.bench.stopwatch import Lap
-from marvel_jax.data.batch import Rows, RowShape, build_rows, pack
+from marvel_jax.data.batch import Rows, RowShape, build_rows, pack, row_batches
 from marvel_jax.data.items import Item
 from marvel_jax.data.processor import EncodedItem
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.kernels.choice import ASKED
+from marvel_jax.retrieval.encode_rows import encoding_rows
 from marvel_jax.training.flops import Work
 
 _LEAST_TEXT = 8  # tokens of an item that was shrunk: it has an instruction
@@ -26,16 +27,17 @@ _PATCH_ROOM = 1.05  # of the mean, so that patches rarely hold up the tokens
 class EncodeOptions:
     """What to measure: every row size with every kernel, on the same items.
 
-    Weights are random. `architecture` is "small", "tiny", a published model's Hub id or a folder
-    with a `config.json`; `items` of M-BEIR's mix, their lengths divided by `shrink`. A forward pass
-    takes `batch_tokens` a device. `torch` measures transformers too, where torch is installed.
+    Without `row_tokens`, rows are as bulk encoding chooses them. Weights are random. `architecture`
+    is "small", "tiny", a published model's Hub id or a folder with a `config.json`; `items` of
+    M-BEIR's mix, their lengths divided by `shrink`. A forward pass takes `batch_tokens` a device.
+    `torch` measures transformers too, where torch is installed.
     """
 
     architecture: str = "small"
     items: int = 128
     shrink: int = 1
     dtype: str = "float32"
-    row_tokens: tuple[int, ...] = (1024,)
+    row_tokens: tuple[int, ...] = ()
     batch_tokens: int = 4096
     kernel: tuple[str, ...] = ("auto",)
     repeats: int = 3
@@ -46,7 +48,7 @@ class EncodeOptions:
         numbers = {name: getattr(self, name) for name in ("items", "shrink", "repeats")}
         numbers |= {
             "batch_tokens": self.batch_tokens,
-            "row_tokens": min(self.row_tokens, default=0),
+            "row_tokens": min(self.row_tokens, default=1),
         }
         for name, value in numbers.items():
             if value < 1:
@@ -141,12 +143,17 @@ def speed(
 
 
 def make_calls(
-    items: list[EncodedItem], *, row_tokens: int, batch_tokens: int, merge_area: int, devices: int
+    items: list[EncodedItem],
+    *,
+    row_tokens: int | None,
+    batch_tokens: int,
+    merge_area: int,
+    devices: int,
 ) -> Calls:
     """Packs items into rows of `row_tokens`, `batch_tokens` a device and forward pass.
 
-    Text alone goes in rows of its own, which never enter the vision tower. Rows are a multiple of
-    `devices`.
+    Without `row_tokens`, as `retrieval.encode_rows.encoding_rows` chooses. Text alone goes in rows
+    of its own, which never enter the vision tower. Rows are a multiple of `devices`.
     """
     lengths = np.array([(len(one.tokens), len(one.patches)) for one in items]).reshape(-1, 2)
     calls: list[Call] = []
@@ -155,14 +162,22 @@ def make_calls(
     for group in (np.flatnonzero(pictured), np.flatnonzero(~pictured)):
         if not len(group):
             continue
-        shape = row_shape(lengths[group], row_tokens=row_tokens, merge_area=merge_area)
+        if row_tokens is None:
+            shape, num_rows = encoding_rows(
+                lengths[group], batch_tokens=batch_tokens, merge_area=merge_area, devices=devices
+            )
+            num_rows = -(-num_rows // devices) * devices
+            parts = list(row_batches(lengths[group], shape, num_rows=num_rows))
+        else:
+            shape = row_shape(lengths[group], row_tokens=row_tokens, merge_area=merge_area)
+            placement = pack(lengths[group], shape)
+            num_rows = devices * _rows_a_device(
+                -(-len(placement) // devices), most=max(1, batch_tokens // shape.tokens)
+            )
+            starts = range(0, len(placement), num_rows)
+            parts = [placement[start : start + num_rows] for start in starts]
         shapes.append(shape)
-        placement = pack(lengths[group], shape)
-        num_rows = devices * _rows_a_device(
-            -(-len(placement) // devices), most=max(1, batch_tokens // shape.tokens)
-        )
-        for start in range(0, len(placement), num_rows):
-            part = placement[start : start + num_rows]
+        for part in parts:
             members = group[list(itertools.chain.from_iterable(part))]
             place = iter(range(len(members)))
             local = [list(itertools.islice(place, len(row))) for row in part]

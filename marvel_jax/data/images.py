@@ -9,19 +9,32 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 
 from marvel_jax import files, preprocessor
-from marvel_jax.data.items import Image
+from marvel_jax.data.items import Image, is_pillow
 from marvel_jax.errors import MarvelError
+
+if TYPE_CHECKING:  # Pillow is imported by what reads a picture
+    import PIL.Image
+
+MOST_PIXELS = 89_478_485
+"""The largest picture that is decoded, by its header: where Pillow begins to warn of decompression
+bombs. 268 MB in RGB, about 9,459 x 9,459 pixels."""
 
 _MAX_ASPECT_RATIO = 200
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+
+
+class ImageError(MarvelError):
+    """A picture that cannot be used; `file` is what it is called, `reason` what is wrong."""
+
+    def __init__(self, message: str, *, file: str, reason: str) -> None:
+        super().__init__(message)
+        self.file, self.reason = file, reason
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,7 @@ def image_size(image: Image, *, item_id: str | None = None) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
-def load_image(image: Image, *, item_id: str | None = None) -> PIL.Image.Image:
+def load_image(image: Image, *, item_id: str | None = None) -> "PIL.Image.Image":
     """Decodes a picture to RGB, upright by its EXIF orientation.
 
     Transparency is dropped, not blended, as the Hugging Face processor does.
@@ -164,6 +177,9 @@ def load_image(image: Image, *, item_id: str | None = None) -> PIL.Image.Image:
     Raises:
       MarvelError: it is missing, truncated, too large or no image; names the item and the path.
     """
+    import PIL.Image
+    import PIL.ImageOps
+
     if isinstance(image.source, np.ndarray):
         return PIL.Image.fromarray(_checked_array(image, item_id)).convert("RGB")
     opened = _open(image, item_id)
@@ -171,12 +187,14 @@ def load_image(image: Image, *, item_id: str | None = None) -> PIL.Image.Image:
     try:
         upright = PIL.ImageOps.exif_transpose(opened) if turned else opened
         return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what Pillow's readers raise for broken files has no end
         raise _unreadable(image, item_id, f"its pixels cannot be decoded ({error})") from error
 
 
 def patchify(
-    picture: PIL.Image.Image, geometry: ImageGeometry
+    picture: "PIL.Image.Image", geometry: ImageGeometry
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Cuts an RGB picture into uint8 patches [P, 3 * patch * patch] and gives (grid_h, grid_w).
 
@@ -185,7 +203,7 @@ def patchify(
     """
     height, width = smart_resize(picture.height, picture.width, geometry)
     if (height, width) != (picture.height, picture.width):
-        picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        picture = resize(picture, height, width)
     patch, merge = geometry.patch_size, geometry.merge_size
     rows, columns = height // patch, width // patch
     blocks = np.asarray(picture).reshape(
@@ -193,6 +211,13 @@ def patchify(
     )
     ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5)
     return ordered.reshape(rows * columns, geometry.patch_values), (rows, columns)
+
+
+def resize(picture: "PIL.Image.Image", height: int, width: int) -> "PIL.Image.Image":
+    """Pillow's antialiased bicubic, as the Hugging Face processor resizes."""
+    import PIL.Image
+
+    return picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -250,27 +275,48 @@ class PatchCache:
         return None
 
 
-def _open(image: Image, item_id: str | None) -> PIL.Image.Image:
+def _open(image: Image, item_id: str | None) -> "PIL.Image.Image":
+    """The picture with its header read, and no pixels yet."""
+    import PIL
+    import PIL.Image
+
     source = image.source
-    if isinstance(source, PIL.Image.Image):
-        return source
     try:
-        if isinstance(source, bytes):
-            return PIL.Image.open(io.BytesIO(source))
-        return PIL.Image.open(cast(str | Path, source))
+        if is_pillow(source):
+            opened = cast("PIL.Image.Image", source)
+        elif isinstance(source, bytes):
+            opened = PIL.Image.open(io.BytesIO(source))
+        else:
+            opened = PIL.Image.open(cast(str | Path, source))
     except FileNotFoundError as error:
         raise _unreadable(image, item_id, "the file does not exist") from error
     except PIL.UnidentifiedImageError as error:
         raise _unreadable(image, item_id, "it is not an image that Pillow knows") from error
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise _unreadable(image, item_id, str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what Pillow's readers raise for broken files has no end
+        raise _unreadable(image, item_id, str(error) or repr(error)) from error
+    width, height = opened.size
+    if width * height > MOST_PIXELS:
+        if opened is not source:
+            opened.close()
+        raise _unreadable(
+            image,
+            item_id,
+            f"it has {width}x{height} pixels, more than the {MOST_PIXELS:,} that are decoded; "
+            "make it smaller",
+        )
+    return opened
 
 
-def _orientation(opened: PIL.Image.Image) -> int | None:
+def _orientation(opened: "PIL.Image.Image") -> int | None:
     # Asking a PNG for EXIF that its header does not hold would decode all of it.
     if "exif" not in opened.info:
         return None
-    return opened.getexif().get(_EXIF_ORIENTATION)
+    try:
+        return opened.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # its EXIF is broken, its pixels need not be: it is taken as it lies
+        return None
 
 
 def _checked_array(image: Image, item_id: str | None) -> np.ndarray:
@@ -286,8 +332,10 @@ def _checked_array(image: Image, item_id: str | None) -> np.ndarray:
     return array
 
 
-def _unreadable(image: Image, item_id: str | None, reason: str) -> MarvelError:
-    return MarvelError(f"{_owner(image, item_id)} cannot be read: {reason}.")
+def _unreadable(image: Image, item_id: str | None, reason: str) -> ImageError:
+    return ImageError(
+        f"{_owner(image, item_id)} cannot be read: {reason}.", file=image.describe(), reason=reason
+    )
 
 
 @contextlib.contextmanager
@@ -295,7 +343,8 @@ def _naming(image: Image, item_id: str | None) -> Iterator[None]:
     try:
         yield
     except MarvelError as error:
-        raise MarvelError(f"{_owner(image, item_id)}: {error}") from error
+        message = f"{_owner(image, item_id)}: {error}"
+        raise ImageError(message, file=image.describe(), reason=str(error)) from error
 
 
 def _owner(image: Image, item_id: str | None) -> str:

@@ -1,17 +1,26 @@
 """What is retrieved and what it is retrieved with: items, queries, candidates and tasks."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
-import PIL.Image
 
 from marvel_jax.errors import MarvelError
 
-ImageSource = str | Path | bytes | PIL.Image.Image | np.ndarray
+if TYPE_CHECKING:  # text needs no Pillow
+    import PIL.Image
+
+ImageSource: TypeAlias = "str | Path | bytes | PIL.Image.Image | np.ndarray"
+
+
+def is_pillow(value: Any) -> bool:
+    """Whether it is a picture of Pillow's; it cannot be where nobody has imported Pillow."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Image:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, str | Path | bytes | PIL.Image.Image | np.ndarray):
+        known = isinstance(self.source, str | Path | bytes | np.ndarray)
+        if not (known or is_pillow(self.source)):
             raise MarvelError(
                 f"An image is a path, bytes, a PIL image or an array; found "
                 f"{type(self.source).__name__}."
@@ -88,7 +98,7 @@ class Item:
         """
         several: Sequence[Image | ImageSource] = ()
         if image is not None:
-            several = image if isinstance(image, list | tuple) else (cast(ImageSource, image),)
+            several = image if isinstance(image, list | tuple) else (cast("ImageSource", image),)
         images: list[Part] = [one if isinstance(one, Image) else Image(one) for one in several]
         texts: list[Part] = [text] if text is not None and text.strip() else []
         return cls(parts=(*images, *texts), instruction=instruction, id=id)

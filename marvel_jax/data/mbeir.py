@@ -11,6 +11,8 @@ import numpy as np
 
 from marvel_jax.data.items import TASKS, Candidate, Item, Query, Task
 from marvel_jax.data.json_lines import JsonLines
+from marvel_jax.data.mbeir_pools import JudgedPool, judged_pool
+from marvel_jax.data.mbeir_qrels import read_qrels
 from marvel_jax.data.mbeir_sets import DATASETS, choose
 from marvel_jax.data.records import IdTable, Records
 from marvel_jax.errors import MarvelError
@@ -20,7 +22,9 @@ InstructionKey = tuple[int, str, str]
 
 # Recall at 10 for the two fashion data sets, at 5 for all others (the M-BEIR protocol).
 _FASHION = frozenset({1, 7})
-_QUERY_FILE = re.compile(r"mbeir_(?P<dataset>.+)_task(?P<task>\d+)_(?P<split>[a-z]+)\.jsonl")
+_QUERY_FILE = re.compile(
+    r"mbeir_(?P<name>(?P<dataset>.+)_task(?P<task>\d+))_(?P<split>[a-z]+)\.jsonl"
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,12 @@ class MbeirSource:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the query and pool files and of the instructions; images do not count."""
-        chosen = self.queries.chosen
+        chosen = (self.queries.chosen, self.candidates.chosen)
         return hash_bytes(
             hash_files(*(file.path for file in self.queries.files)).encode(),
             hash_files(*(file.path for file in self.candidates.files)).encode(),
             repr(sorted(self.instructions.items())).encode(),
-            *([] if chosen is None else [chosen.tobytes()]),
+            *(one.tobytes() for one in chosen if one is not None),
         )
 
     def candidate_index(self, id: str) -> int:
@@ -123,7 +127,7 @@ class MbeirFolder:
         exclude: Sequence[str] = (),
         verify: bool = True,
     ) -> MbeirSource:
-        """The queries of a split with the candidates of its union pool.
+        """The queries of a split with the candidates of its union pool: what training reads.
 
         Queries come from query/union_{split}/ where that exists, and else from every file of
         query/{split}/ in name order. `include` (empty: all) and `exclude` choose among them by data
@@ -152,11 +156,37 @@ class MbeirFolder:
             source.verify()
         return source
 
+    def judged_source(self, split: str = "test") -> MbeirSource:
+        """The queries that `test_sets` has, as one, with all candidates of `judged_pool`.
+
+        Raises:
+          MarvelError: a folder or file is missing, an id occurs twice, or a query has no positive,
+            or one that the pool lacks.
+        """
+        queries = self._queries(_jsonl_files(self.root / "query" / split))
+        source = MbeirSource(queries, self.judged_pool(split).all, self.instructions)
+        source.verify()
+        return source
+
     def pool(self, split: str) -> Records[Candidate]:
-        """The global pool of a split: cand_pool/global/mbeir_union_{split}_cand_pool.jsonl."""
-        return self._candidates(
-            [self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"]
-        )
+        """The union pool of a split: cand_pool/global/mbeir_union_{split}_cand_pool.jsonl."""
+        return self._candidates([self._union_pool(split)])
+
+    def judged_pool(self, split: str = "test") -> JudgedPool:
+        """The pool of everything in which a split's queries are judged; of test its union pool.
+
+        The union pool of validation holds little more than answers, while its local pools are those
+        of test (MSCOCO's excepted). So validation is judged among all candidates of test, and
+        whatever its own pools have beside those.
+
+        Raises:
+          MarvelError: a pool is missing.
+        """
+        if split == "test":
+            return judged_pool(self.pool(split), [])
+        there = [one for one in ("test", split) if self._union_pool(one).is_file()] or [split]
+        unions = [self.pool(one) for one in there]
+        return judged_pool(unions[0], [*self._local_pools(split), *unions[1:]])
 
     def test_sets(self, split: str = "test") -> list[TestSet]:
         """Every query file of a split with its local pool and its qrels, checked.
@@ -181,16 +211,11 @@ class MbeirFolder:
         return self.root / "instructions" / "query_instructions.tsv"
 
     def _test_set(self, path: Path, split: str) -> TestSet:
-        match = _QUERY_FILE.fullmatch(path.name)
-        if match is None or int(match["task"]) not in TASKS or match["split"] != split:
-            raise MarvelError(
-                f"{path}: expected a name like mbeir_DATASET_taskN_{split}.jsonl with N one of "
-                f"{', '.join(map(str, TASKS))}."
-            )
-        name = f"{match['dataset']}_task{match['task']}"
+        match = _set_of(path, split)
+        name = match["name"]
         queries = self._queries([path])
         pool = self._candidates([self._local_pool(name, split)])
-        qrels = _read_qrels(
+        qrels = read_qrels(
             self.root / "qrels" / split / f"mbeir_{name}_{split}_qrels.txt",
             queries=queries,
             pool=pool,
@@ -205,6 +230,14 @@ class MbeirFolder:
             qrels=qrels,
             k=10 if dataset in _FASHION else 5,
         )
+
+    def _union_pool(self, split: str) -> Path:
+        return self.root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"
+
+    def _local_pools(self, split: str) -> list[Records[Candidate]]:
+        files = _jsonl_files(self.root / "query" / split)
+        names = [_set_of(path, split)["name"] for path in files]
+        return [self._candidates([self._local_pool(name, split)]) for name in names]
 
     def _local_pool(self, name: str, split: str) -> Path:
         """MSCOCO alone has a pool for each split, with the split in its name."""
@@ -290,6 +323,17 @@ def _id_list(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
     return tuple(ids)
 
 
+def _set_of(path: Path, split: str) -> re.Match[str]:
+    """Data set and task of a file of queries."""
+    match = _QUERY_FILE.fullmatch(path.name)
+    if match is None or int(match["task"]) not in TASKS or match["split"] != split:
+        raise MarvelError(
+            f"{path}: expected a name like mbeir_DATASET_taskN_{split}.jsonl with N one of "
+            f"{', '.join(map(str, TASKS))}."
+        )
+    return match
+
+
 def _jsonl_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
     if not files:
@@ -329,38 +373,3 @@ def read_dataset_names(path: Path) -> dict[str, int]:
     """The data sets' ids by their names in small letters, from query_instructions.tsv."""
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     return {row[2].strip().lower(): int(row[3]) for row in rows if len(row) > 3}
-
-
-def _read_qrels(
-    path: Path, *, queries: Records[Query], pool: Records[Candidate]
-) -> dict[str, frozenset[str]]:
-    """Reads `qid 0 did relevance task` lines; a relevance of 0 is not kept."""
-    if not path.is_file():
-        raise MarvelError(f"{path} does not exist: the queries of {queries.files[0].path} need it.")
-    query_table, pool_table = IdTable(queries, "qid"), IdTable(pool, "did")
-    relevant: dict[str, set[str]] = {}
-    with path.open(encoding="utf-8", errors="replace") as lines:  # a broken id is then unknown
-        for number, line in enumerate(lines, start=1):
-            columns = line.split()
-            if not columns:
-                continue
-            if len(columns) != 5 or not columns[3].isdigit():
-                raise MarvelError(
-                    f"{path}, line {number}: expected `qid 0 did relevance task`, found "
-                    f"{line.strip()!r}."
-                )
-            qid, _, did, relevance, _ = columns
-            for id, table in ((qid, query_table), (did, pool_table)):
-                if table.find(id) is None:
-                    raise MarvelError(
-                        f"{path}, line {number}: {id} is not in {', '.join(table.paths)}."
-                    )
-            if int(relevance) > 0:
-                relevant.setdefault(qid, set()).add(did)
-    for index in range(len(queries)):
-        id = queries[index].id
-        if id not in relevant:
-            raise MarvelError(
-                f"{queries.where(index)}: query {id} has no relevant candidate in {path}."
-            )
-    return {id: frozenset(ids) for id, ids in relevant.items()}

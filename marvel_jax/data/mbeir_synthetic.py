@@ -155,7 +155,7 @@ class _Maker:
         self.texts: list[str] = []
         self.instructions: list[tuple[str, ...]] = []
         self._table: list[mbeir_write.InstructionRow] = []
-        self._union: list[dict[str, Any]] = []
+        self._unions: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
         self._pools: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
         self._queries = {one.dataset: itertools.count(1) for one in SETS}
         self._candidates = {one.dataset: itertools.count(1) for one in SETS}
@@ -175,9 +175,9 @@ class _Maker:
             mbeir_write.write_queries(
                 self.folder, one.name, task=one.task, split=split, records=queries
             )
-            if split == "train":
-                self._union += self._repeated(one, queries)
-            self._pools[split] += pools[split]
+            self._unions[split] += self._repeated(one, queries) if split == "train" else queries
+            # The real union pool of validation holds hardly more than what its queries name.
+            self._pools[split] += _named(queries, pools[split]) if split == "val" else pools[split]
         if one.name == "mscoco":
             for split in ("val", "test"):
                 mbeir_write.write_local_pool(
@@ -186,8 +186,7 @@ class _Maker:
         else:
             both = pools["val"] + pools["test"]
             mbeir_write.write_local_pool(self.folder, one.name, task=one.task, records=both)
-            # Validation and test share their local pool, as in the real data.
-            self._pools["val"] += pools["test"]
+            # The local pool is shared, and so all of it is in the union pool of test.
             self._pools["test"] += pools["val"]
         self._counts[one.full_name] = {**wanted, "pool": sum(map(len, pools.values()))}
         task = TASKS[one.task]
@@ -201,21 +200,21 @@ class _Maker:
 
     def finish(self) -> dict[str, Any]:
         """Writes what spans all sets; returns the manifest."""
-        order = np.random.default_rng([self.seed, 2]).permutation(len(self._union))
-        write_jsonl(
-            self.folder / "query" / "union_train" / "mbeir_union_up_train.jsonl",
-            (self._union[place] for place in order.tolist()),
-        )
+        folder, train = self.folder / "query", self._unions["train"]
+        order = np.random.default_rng([self.seed, 2]).permutation(len(train)).tolist()
+        mixed = (train[place] for place in order)
+        write_jsonl(folder / "union_train" / "mbeir_union_up_train.jsonl", mixed)
+        write_jsonl(folder / "union_val" / "mbeir_union_val.jsonl", self._unions["val"])
         for split, records in self._pools.items():
             mbeir_write.write_union_pool(self.folder, split=split, records=records)
         mbeir_write.write_instruction_table(self.folder, self._table)
         return {
             "format": "marvel-synthetic-mbeir",
-            "version": 1,
+            "version": 2,
             "seed": self.seed,
             "size": vars(self.size),
             "sets": self._counts,
-            "union_train": len(self._union),
+            "union_train": len(train),
             "pools": {split: len(records) for split, records in self._pools.items()},
             "versions": {name: metadata.version(name) for name in ("pillow", "numpy")},
         }
@@ -315,6 +314,12 @@ class _Maker:
         content = synthetic_scenes.draw(scene, short_side=self.size.short_side, rng=rng)
         (self.folder / path).write_bytes(content)
         return path
+
+
+def _named(queries: list[dict[str, Any]], pool: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The candidates that queries name."""
+    named = {did for one in queries for did in one["pos_cand_list"] + one["neg_cand_list"]}
+    return [record for record in pool if record["did"] in named]
 
 
 class _Scenes:

@@ -39,6 +39,15 @@ class Records(Sequence[_Record], Generic[_Record]):
         kept = places if self.chosen is None else self.chosen[places]
         return Records(self.files, self._make, chosen=np.asarray(kept, np.int64))
 
+    def joined(self, other: "Records[_Record]") -> "Records[_Record]":
+        """These records, then those of the other, which must be of the same folder."""
+        places = []
+        for start, one in ((0, self), (int(self._bounds[-1]), other)):
+            all_places = np.arange(one._bounds[-1]) if one.chosen is None else one.chosen
+            places.append(start + all_places)
+        chosen = None if self.chosen is None and other.chosen is None else np.concatenate(places)
+        return Records([*self.files, *other.files], self._make, chosen=chosen)
+
     @overload
     def __getitem__(self, index: int) -> _Record: ...
     @overload

@@ -84,7 +84,9 @@ def with_teachers(
             f"The lists were scored by different teachers: {told}. Use one teacher's."
         )
     given = np.array(shares or [1.0] * len(lists), np.float64)
-    return TaughtSource(source, tuple(lists), tuple((given.cumsum() / given.sum()).tolist()))
+    ends = given.cumsum() / given.sum()
+    ends[-1] = 1.0  # rounded below 1, a draw between the two would ask for one list more
+    return TaughtSource(source, tuple(lists), tuple(ends.tolist()))
 
 
 class ListScores(NamedTuple):

@@ -10,12 +10,15 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.recipes import stage_record
 from marvel_jax.recipes.outcome import Outcome
 from marvel_jax.recipes.recipe import Recipe
-from marvel_jax.recipes.runner import Part, Run, hub_ids
+from marvel_jax.recipes.runner import Part, Run, hub_ids, is_there
 from marvel_jax.recipes.stages import CACHES, Mine, Recall, Score, Stage, Subset, Train, inputs
 
 
 def describe_run(recipe: Recipe, workdir: Path, *, part: Part | None = None) -> Outcome:
-    """The stages as lines and as facts; nothing is read but the records of what has run."""
+    """The stages as lines and as facts; nothing is read but the records of what has run.
+
+    What comes from outside is not compared with what it was: a run does that.
+    """
     run, chosen = Run(recipe, workdir), (part or Part()).of(recipe)
     made = [stage.name for stage in chosen]
     lines: list[str] = []
@@ -75,7 +78,8 @@ def does(stage: Stage) -> list[str]:
         without = f", without {', '.join(stage.exclude)}" if stage.exclude else ""
         only = f", only {', '.join(stage.include)}" if stage.include else ""
         part = f"{stage.first:.0%} to {stage.last:.0%} of the {stage.split} queries"
-        return [f"{part}{most}{only}{without}"]
+        own = ", candidates of these data sets alone" if stage.candidates == "own" else ""
+        return [f"{part}{most}{only}{without}{own}"]
     return []
 
 
@@ -101,7 +105,7 @@ def _place(run: Run, stage: Stage, field: str, text: str) -> str:
     maker = run.maker(text)
     if maker is not None:
         return f"{place} (of {maker})"
-    if Path(place).expanduser().exists():
+    if is_there(place):
         return f"{place} (is there)"
     return f"{place} (from the Hub)" if text in hub_ids(run, stage) else f"{place} (MISSING)"
 
@@ -116,11 +120,12 @@ def _state(run: Run, stage: Stage, lacks: Sequence[str], redone: set[str]) -> st
     makers = {run.maker(text) for text in inputs(stage).values()}
     if makers & redone or lacks:
         return "done, for what was there then"
+    then = {field: one["hash"] for field, one in stage_record.read(folder)["inputs"].items()}
     try:
-        described: dict[str, Any] = run.described(stage)
-    except (MarvelError, OSError):
+        now = {f: run.made_hash(text) or then.get(f, "") for f, text in inputs(stage).items()}
+    except MarvelError:
         return "done, for what was there then"
-    found = stage_record.examine(folder, described, stage)
+    found = stage_record.examine(folder, stage_record.describe(stage, now), stage)
     if found.state == "changed":
         return f"to run again: changed {', '.join(found.differing[:3])}"
     return "done" if found.state == "done" else "to go on"

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.data.mbeir import MbeirFolder, MbeirSource
 from marvel_jax.data.teacher import read_teacher
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.stages import Fuse, Judged
@@ -49,7 +49,7 @@ def read_sets(judged: Judged) -> list[Reranked]:
       MarvelError: the scores are not those of the folder's queries.
     """
     layout = MbeirFolder(judged.data)
-    source = layout.source(judged.split)
+    source = listed_source(layout, judged.split)
     lists = read_teacher(Path(judged.scores), source)
     place = {query.id: number for number, query in enumerate(source.queries)}
     return [
@@ -62,6 +62,11 @@ def read_sets(judged: Judged) -> list[Reranked]:
         )
         for one in layout.test_sets(judged.split)
     ]
+
+
+def listed_source(layout: MbeirFolder, split: str) -> MbeirSource:
+    """What the lists of a split are of: of training what `Mine` reads, else what `Recall` does."""
+    return layout.source(split) if split == "train" else layout.judged_source(split)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """What `marvel mine` does: encode a training source's queries and pool, mine, and say what came."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +13,11 @@ from marvel_jax.files import hash_files
 from marvel_jax.models import hub
 from marvel_jax.recipes.evaluation import Ticker, open_or_build
 from marvel_jax.recipes.outcome import Outcome
-from marvel_jax.recipes.overrides import override
+from marvel_jax.recipes.strategies import strategies_of
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates, encode_queries
 from marvel_jax.retrieval.mining import DistinctQueries, MiningConfig, mine
-from marvel_jax.retrieval.mining_rules import PRESETS, Strategies
 from marvel_jax.training.inputs import hash_weights
-
-_TASK_SETTING = re.compile(r"(?P<dataset>\d+):(?P<task>\d+)\.(?P<setting>.+)")
 
 
 def mine_negatives(
@@ -106,32 +102,6 @@ def mine_negatives(
     counts = manifest["counts"]
     facts = {"out": str(out), "content_hash": manifest["content_hash"], **counts}
     return Outcome(facts, count_lines(out, counts))
-
-
-def strategies_of(preset: str, settings: Sequence[str]) -> Strategies:
-    """A preset with fields changed: of every strategy (`threshold=0.6`), or of one kind of query
-    (`9:0.pick=pool`, data set 9, task 0).
-
-    Raises:
-      MarvelError: an unknown preset or field, or a strategy that cannot be.
-    """
-    if preset not in PRESETS:
-        raise MarvelError(f"--preset {preset}: choose one of {', '.join(PRESETS)}.")
-    start = PRESETS[preset]
-    everywhere: list[str] = []
-    of_task: dict[tuple[int, int], list[str]] = {}
-    for setting in settings:
-        match = _TASK_SETTING.fullmatch(setting)
-        if match is None:
-            everywhere.append(setting)
-        else:
-            key = (int(match["dataset"]), int(match["task"]))
-            of_task.setdefault(key, []).append(match["setting"])
-    default = override(start.default, everywhere)
-    by_task = {key: override(one, everywhere) for key, one in start.by_task.items()}
-    for key, changes in of_task.items():
-        by_task[key] = override(by_task.get(key, default), changes)
-    return Strategies(default, by_task)
 
 
 def count_lines(out: Path, counts: dict[str, Any]) -> list[str]:

@@ -22,6 +22,8 @@ from marvel_jax.files import read_json, read_jsonl, write_json
 from marvel_jax.recipes.emoji import train_config
 from marvel_jax.recipes.evaluation import Evaluated, evaluate_embedder, score_table
 from marvel_jax.recipes.outcome import Outcome
+from marvel_jax.recipes.reporting import analyse
+from marvel_jax.retrieval import evaluation_folder
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import instructed
 from marvel_jax.retrieval.report import Curve, Example, Report, pick_examples
@@ -188,6 +190,9 @@ def make_report(
             Curve("loss", [(row["step"], row["loss"]) for row in rows]),
             Curve("temperature", [(row["step"], row["temperature"]) for row in rows]),
         ],
+        analyses=analyse(
+            evaluation_folder.read(workdir), evaluated.evaluation, layout, shown=0, seed=config.seed
+        ),
         facts=facts,
         commands=[
             f"./launch/quickstart --seed {config.seed} --workdir {workdir}",

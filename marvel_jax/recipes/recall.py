@@ -12,9 +12,9 @@ from marvel_jax.data.mined import KIND, VERSION
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.recipes.evaluation import Ticker
+from marvel_jax.recipes.searched_pool import Rows, SearchedPool
 from marvel_jax.retrieval.embedder import Embedder
-from marvel_jax.retrieval.encode import encode_candidates, encode_queries
-from marvel_jax.retrieval.exact import top_k
+from marvel_jax.retrieval.encode import encode_queries
 from marvel_jax.retrieval.store import VectorStore
 
 POOLS = ("local", "global")
@@ -42,21 +42,14 @@ def write_lists(
     Raises:
       MarvelError: a query is in two sets, or the files there were made otherwise.
     """
-    source = layout.source(split)
+    source = layout.judged_source(split)
     sets = layout.test_sets(split)
     count = sum(len(one.queries) for one in sets)
     ids = {query.id for one in sets for query in one.queries}
     if len(ids) < count:
         raise MarvelError(f"{layout.root}: {count - len(ids)} queries of {split} occur twice.")
-    pool = layout.pool(split)
-    store = encode_candidates(
-        embedder,
-        pool,
-        vectors / "store",
-        source_hash=hash_files(*(file.path for file in pool.files)),
-        progress=Ticker(say, "candidates"),
-    )
-    modality = {candidate.id: candidate.modality for candidate in pool}
+    pool = SearchedPool.encode(embedder, layout.judged_pool(split), vectors, say=say)
+    modality = {candidate.id: candidate.modality for candidate in source.candidates}
     for name in POOLS:
         if out[name].exists():
             continue
@@ -72,14 +65,14 @@ def write_lists(
                 source_hash=hash_files(*(file.path for file in one.queries.files)),
                 progress=Ticker(say, f"queries of {one.name}"),
             )
-            subset = None
+            chosen = None
             if name == "local":
-                subset = np.unique(store.rows_of([candidate.id for candidate in one.pool]))
+                chosen = pool.rows([candidate.id for candidate in one.pool])
             for start in range(0, len(queries), _BLOCK):
                 rows = np.arange(start, min(start + _BLOCK, len(queries)))
                 left = [row for row in rows.tolist() if queries.ids[row] not in done]
                 if left:
-                    found = _lines(one, queries, np.array(left), store, subset, depth, modality)
+                    found = _lines(one, queries, np.array(left), pool, chosen, depth, modality)
                     writer.append(found)
         writer.finish({"counts": {"queries": count}})
     return count
@@ -104,22 +97,16 @@ def _lines(
     test_set: TestSet,
     queries: VectorStore,
     rows: np.ndarray,
-    store: VectorStore,
-    subset: np.ndarray | None,
+    pool: SearchedPool,
+    chosen: Rows | None,
     depth: int,
     modality: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
     vectors = queries.vectors(rows)
-    found = top_k(
-        vectors, store, min(depth, len(store if subset is None else subset)), subset=subset
-    )
-    for row, vector, scores, places in zip(
-        rows.tolist(), vectors, found.scores, found.indices, strict=True
-    ):
-        ids = [store.ids[int(place)] for place in places]
+    found = pool.nearest(vectors, depth, among=chosen)
+    for row, vector, (ids, scores) in zip(rows.tolist(), vectors, found, strict=True):
         query = test_set.queries[row]
-        answers = sorted(test_set.qrels[query.id])
-        best = store.vectors(store.rows_of(answers)) @ vector
+        best = pool.vectors(sorted(test_set.qrels[query.id])) @ vector
         right = [place for place, id in enumerate(ids, start=1) if id in test_set.qrels[query.id]]
         yield {
             "qid": query.id,
@@ -128,7 +115,7 @@ def _lines(
             "positive_similarity": float(best.max()),
             "positive_rank": right[0] if right else None,
             "candidates": ids,
-            "similarities": [float(score) for score in scores],
+            "similarities": scores,
             "ranks": list(range(1, len(ids) + 1)),
             "modalities": [modality[id] for id in ids],
             "reasons": ["left"] * len(ids),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.config_file import run_file
 from marvel_jax.recipes.overrides import override
-from marvel_jax.recipes.stages import Stage, inputs, known_outputs
+from marvel_jax.recipes.stages import CACHES, KINDS, Stage, Train, inputs, known_outputs
 
 DATA = "data"
 """Stands where a stage's name would: "data.mbeir" is the recipe's `data["mbeir"]`."""
@@ -51,6 +51,8 @@ class Recipe:
         for stage in self.stages:
             for place, text in inputs(stage, caches=True).items():
                 fault = self._fault(text, earlier)
+                if fault is None and place in CACHES:
+                    fault = self._unlike(stage, text, earlier)
                 if fault is not None:
                     faults.append(f"{stage.name}: {place}={text!r}: {fault}")
             earlier[stage.name] = stage
@@ -104,6 +106,39 @@ class Recipe:
             for stage in self.stages
         )
         return replace(self, stages=stages, data=data)
+
+    def with_trainings(self, settings: Sequence[str]) -> "Recipe":
+        """The recipe with the config of every training changed: `mesh.fsdp=8`, `chunk_rows=4`.
+
+        Raises:
+          MarvelError: a setting names no field or does not fit one of them, or nothing is trained.
+        """
+        if not settings:
+            return self
+        if not any(isinstance(stage, Train) for stage in self.stages):
+            raise MarvelError(f"--training {' '.join(settings)}: the recipe trains nothing.")
+        stages = []
+        for stage in self.stages:
+            if isinstance(stage, Train):
+                try:
+                    stage = replace(stage, config=override(stage.config, settings))
+                except MarvelError as error:
+                    raise MarvelError(f"{stage.name}: {error}") from error
+            stages.append(stage)
+        return replace(self, stages=tuple(stages))
+
+    def _unlike(self, stage: Stage, text: str, earlier: Mapping[str, Stage]) -> str | None:
+        """What is wrong with vectors that a stage could not use, and would make again unseen."""
+        found = self.reference(text)
+        if found is None or found.output not in CACHES:
+            return "name the vectors of an earlier stage"
+        maker = earlier[found.stage]
+        if maker.pool_vectors == stage.pool_vectors:
+            return None
+        kinds = " or ".join(
+            kind.__name__ for kind in KINDS if kind.pool_vectors == stage.pool_vectors
+        )
+        return f"{found.stage!r} is of the kind {type(maker).__name__}: name one of {kinds}"
 
     def _fault(self, text: str, earlier: Mapping[str, Stage]) -> str | None:
         found = self.reference(text)

@@ -21,13 +21,15 @@ def run_config(
     only: str | None,
     size: Size,
     dry_run: bool,
+    trainings: tuple[str, ...],
     settings: tuple[str, ...],
 ) -> Outcome:
     """Runs a recipe's file, or tells what it would do."""
     from marvel_jax.recipes.dry_run import describe_run
     from marvel_jax.recipes.runner import Part, run_recipe
 
-    recipe = sized(load_recipe(config), size).with_settings(settings)
+    sizeable = sized(load_recipe(config), size)
+    recipe = sizeable.with_trainings(trainings).with_settings(settings)
     part = Part(start, only)
     if dry_run:
         return describe_run(recipe, workdir, part=part)

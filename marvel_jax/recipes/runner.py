@@ -24,7 +24,8 @@ from marvel_jax.recipes.stages import Stage, Train, inputs, with_inputs
 
 Say = Callable[[str], None]
 
-_MODELS = ("model", "source", "retrieved_by", "taught_by")  # inputs that may be Hub ids
+_MODELS = ("model", "source")  # inputs that may be Hub ids
+_PICTURES = "images"  # an input that is a folder of pictures
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, workdir: Path) -> None:
         self.recipe, self.workdir = recipe, workdir
-        self._hashes: dict[Path, str] = {}
+        self._hashes: dict[tuple[Path, bool], str] = {}
 
     def folder(self, name: str) -> Path:
         """Where a stage is."""
@@ -65,10 +66,10 @@ class Run:
     def place(self, text: str) -> Path | str:
         """Where an input is: a path, or what may be a Hub id."""
         found = self.recipe.reference(text)
-        if found is None:
-            return text
-        if found.stage == DATA:
-            return self.recipe.data[found.output]
+        if found is None or found.stage == DATA:
+            given = text if found is None else self.recipe.data[found.output]
+            # No shell expands what stands behind `--set data.mbeir=`, and no stage does.
+            return Path(given).expanduser() if given.startswith("~") else given
         stage = self.recipe.stage(found.stage)
         return self.folder(stage.name) / stage.outputs[found.output]
 
@@ -87,7 +88,8 @@ class Run:
 
     def described(self, stage: Stage) -> dict[str, Any]:
         """What decides the stage's result; the stages before it must have finished."""
-        found = {field: self._hash(text) for field, text in inputs(stage).items()}
+        read = inputs(stage).items()
+        found = {field: self.made_hash(text) or self._hash(field, text) for field, text in read}
         return stage_record.describe(stage, found)
 
     def missing(self, stage: Stage, *, made: Sequence[str]) -> list[str]:
@@ -98,21 +100,32 @@ class Run:
             if maker is not None:
                 if maker not in made and not self.is_done(maker):
                     faults.append(f"{field}={text!r}: the stage {maker} has not run")
-            elif not Path(place).expanduser().exists() and not on_hub(field, place):
-                hint = f" (give --set {text}=PATH)" if text != str(place) else ""
+            elif not is_there(place) and not on_hub(field, place):
+                hint = f" (give --set {text}=PATH)" if self.recipe.reference(text) else ""
                 faults.append(f"{field}: {place} does not exist{hint}")
         return faults
 
-    def _hash(self, text: str) -> str:
+    def made_hash(self, text: str) -> str | None:
+        """The content of a stage's output, as it was written down; None of what no stage makes."""
         maker = self.maker(text)
-        if maker is not None:
-            output = text.partition(".")[2]
-            found = stage_record.output_hashes(self.folder(maker)).get(output)
-            return found or ""
-        place = Path(self.place(text))
-        if place not in self._hashes:
-            self._hashes[place] = stage_record.content_hash(place)
-        return self._hashes[place]
+        if maker is None:
+            return None
+        output = text.partition(".")[2]
+        return stage_record.output_hashes(self.folder(maker)).get(output)
+
+    def _hash(self, field: str, text: str) -> str:
+        """The content of what comes from outside, read once."""
+        pictures = field.rpartition(".")[2] == _PICTURES
+        key = (Path(self.place(text)), pictures)
+        if key not in self._hashes:
+            read = stage_record.listed_hash if pictures else stage_record.content_hash
+            self._hashes[key] = read(key[0])
+        return self._hashes[key]
+
+
+def is_there(place: Path | str) -> bool:
+    """Whether an input lies here: a file, a folder, or shards that a pattern finds."""
+    return Path(place).exists() or stage_record.holds_shards(Path(place))
 
 
 def on_hub(field: str, place: Path | str) -> bool:

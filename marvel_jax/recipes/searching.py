@@ -1,27 +1,72 @@
 """What `marvel index | search` do."""
 
+import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from marvel_jax.data.items import Item
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.outcome import Outcome
-from marvel_jax.retrieval import exact
+from marvel_jax.recipes.outcome import EXIT_ERROR, Outcome
 from marvel_jax.retrieval.embedder import Embedder
-from marvel_jax.retrieval.scann_index import ScannIndex, describe
+from marvel_jax.retrieval.scann_config import ScannConfig
+from marvel_jax.retrieval.scann_index import ScannIndex
+from marvel_jax.retrieval.searcher import open_searcher
 from marvel_jax.retrieval.store import VectorStore
 
-if TYPE_CHECKING:
-    pass
 
+def build_index(
+    store: Path,
+    *,
+    out: Path,
+    config: ScannConfig,
+    memory_gb: float | None,
+    target_recall: float | None,
+    queries: Path | None,
+) -> Outcome:
+    """Builds a ScaNN index over a store; tuned to a recall if asked.
 
-def build_index(store: Path, *, out: Path) -> Outcome:
-    """Builds a ScaNN index over a store."""
+    `queries` is a store of queries, to tune with. The exit code is 1 where the recall asked for
+    is not reached: the index is there all the same, with its most accurate setting.
+    """
+    say = Console(stderr=True, highlight=False).print
+    if queries is not None and target_recall is None:
+        raise MarvelError("--queries are for tuning: give --target-recall, too.")
+    if out.exists():  # before a large store is verified
+        raise MarvelError(f"{out} exists already: choose another folder, or remove it first.")
     opened = VectorStore.open(store)
-    index = ScannIndex.build(opened, path=out)
-    facts = {"out": str(out), "count": len(opened), "build_seconds": index.build_seconds}
-    return Outcome(facts, [f"{out}: {len(opened):,} vectors, {describe(index.config)}"])
+    asked = None if queries is None else VectorStore.open(queries)
+    if asked is not None:
+        asked.require(model_hash=opened.manifest.model_hash)
+    index = ScannIndex.build(
+        opened,
+        config,
+        path=out,
+        memory_gb=memory_gb,
+        target_recall=target_recall,
+        queries=None if asked is None else asked.vectors(),
+        say=say,
+    )
+    facts = {
+        "out": str(out),
+        "count": len(opened),
+        "build_seconds": index.build_seconds,
+        "bytes": index.bytes,
+        "config": dataclasses.asdict(index.config),
+        "tuned": index.tuned,
+    }
+    lines = [f"{out}: {len(opened):,} vectors, {index.description}"]
+    code = 0
+    if index.tuned is not None:
+        chosen, reached = index.tuned["chosen"], index.tuned["reached"]
+        lines.append(
+            f"recall@{index.tuned['k']} {chosen['recall']:.4f} at "
+            f"{chosen['queries_per_second']:,.0f} queries/s"
+            + ("" if reached else f": no setting reaches {target_recall}, this is the best")
+        )
+        code = 0 if reached else EXIT_ERROR
+    return Outcome(facts, lines, code)
 
 
 def search_store(
@@ -40,16 +85,11 @@ def search_store(
     opened = VectorStore.open(store)
     embedder = Embedder.from_pretrained(model)
     opened.require(**embedder.manifest_fields())
-    searched = ScannIndex.open(index, opened) if index is not None else None
+    searcher = open_searcher(opened, index, say=Console(stderr=True).print)
     query = Item.of(text=text, image=image, instruction=instruction, id="query")
     vectors = embedder.encode([query])
     started = time.perf_counter()
-    if searched is not None:
-        if not 1 <= k <= len(opened):
-            raise MarvelError(f"k={k}: the store holds {len(opened)} vectors; give 1 to that.")
-        found = searched.search(vectors, k)
-    else:
-        found = exact.top_k(vectors, opened, k)
+    found = searcher.search(vectors, k)
     milliseconds = 1e3 * (time.perf_counter() - started)
     hits = [
         {"rank": rank, "id": opened.ids[int(row)], "score": round(float(score), 6)}
@@ -59,4 +99,9 @@ def search_store(
         if row >= 0
     ]
     lines = [f"{hit['rank']:>4}  {hit['score']:.4f}  {hit['id']}" for hit in hits]
-    return Outcome({"hits": hits, "milliseconds": round(milliseconds, 3)}, lines)
+    facts = {
+        "hits": hits,
+        "milliseconds": round(milliseconds, 3),
+        "search": searcher.description,
+    }
+    return Outcome(facts, lines)

@@ -6,6 +6,7 @@ a stage.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,6 +20,7 @@ from marvel_jax.parallel.mesh import MeshConfig
 from marvel_jax.parallel.sharding import ShardingRules
 from marvel_jax.recipes import emoji
 from marvel_jax.recipes.recipe import DATA, Recipe
+from marvel_jax.recipes.split_tests import with_split_tests
 from marvel_jax.recipes.stages import (
     Base,
     Emoji,
@@ -53,8 +55,9 @@ class Size:
       batch: queries of a batch, where the published recipe has 3,840; other batches in proportion
         with `scaled`, at least `least`.
       rate: learning rate in the place of 4e-4, others in proportion; None leaves them.
-      steps: of a stage with the batch's other queries as negatives alone, with hard negatives, of
-        distillation, of a reranker, of texts or captions alone.
+      steps: of a first round of contrast, of a round that goes on from one (as with hard
+        negatives), of distillation, of a reranker, of texts or captions alone (on the emoji corpus
+        `emoji.of_texts` and `emoji.of_pictures` have their own).
       row, pair_row: rows of embedders and of rerankers.
       lists: candidates of a list that are scored and distilled.
       queries: most queries of a subset, by set.
@@ -133,9 +136,13 @@ SIZES: dict[str, Size] = {
 def shrink(recipe: Recipe, size: Size) -> Recipe:
     """The recipe at a size; its data are made by a stage that stands before the others.
 
+    A recipe that makes its own data has the size "small" as it is.
+
     Raises:
       MarvelError: it reads data that nothing can stand in for.
     """
+    if size.scaled and not recipe.data:
+        return recipe
     before: list[Stage] = []
     data: dict[str, str] = {}
     if recipe.data:
@@ -154,14 +161,32 @@ def shrink(recipe: Recipe, size: Size) -> Recipe:
                 f"smaller size has nothing: it has {', '.join(made)}."
             )
         data = {f"{DATA}.{name}": made[name] for name in recipe.data}
-    shrunk = [_stage(stage, size) for stage in recipe.stages]
-    stages = [with_inputs(stage, lambda text: data.get(text, text)) for stage in shrunk]
+    stages: list[Stage] = []
+    trained: set[str] = set()  # by contrast of M-BEIR's queries
+    for stage in recipe.stages:
+        again = isinstance(stage, Train) and _maker(stage.config.model.source) in trained
+        if isinstance(stage, Train) and _kind(stage.config, again=again) in ("contrast", "hard"):
+            trained.add(stage.name)
+        shrunk = _stage(stage, size, again=again)
+        stages.append(with_inputs(shrunk, lambda text: data.get(text, text)))
+    if isinstance(size.corpus, Emoji):
+        corpus = data.get(f"{DATA}.mbeir", "")
+        stages = with_split_tests(stages, corpus, most=size.queries)
     return Recipe((*before, *stages))
 
 
-def _stage(stage: Stage, size: Size) -> Stage:
+def _maker(source: str | None) -> str:
+    """The stage whose model a training starts from."""
+    return (source or "").partition(".")[0]
+
+
+def _stage(stage: Stage, size: Size, *, again: bool) -> Stage:
     if isinstance(stage, Train):
-        return dataclasses.replace(stage, config=_train(stage.config, size))
+        shrunk = _train(stage.config, size, again=again)
+        if isinstance(size.corpus, Emoji) and _kind(stage.config, again=again) == "pairs":
+            texts = stage.config.data.reader == "nli"
+            shrunk = emoji.of_texts(shrunk) if texts else emoji.of_pictures(shrunk)
+        return dataclasses.replace(stage, config=shrunk)
     if isinstance(stage, Base):
         return dataclasses.replace(stage, architecture=size.architecture)
     if isinstance(stage, Emoji) and size.queries < 10:
@@ -189,13 +214,16 @@ def _stage(stage: Stage, size: Size) -> Stage:
     return stage
 
 
-def _train(config: TrainConfig, size: Size) -> TrainConfig:
-    kind = config.objective if config.objective != "contrastive" else _kind(config.data)
+def _train(config: TrainConfig, size: Size, *, again: bool) -> TrainConfig:
+    """A training at a size; `again` if the model it starts from was trained by contrast before."""
+    kind = _kind(config, again=again)
     batch, steps = size.batch, size.steps[kind]
     if size.scaled:
         batch = max(size.least, size.batch * config.data.global_batch // _FULL_BATCH)
     if kind == "contrast":  # one pass over as many pairs, whatever the batch
         steps = steps * size.batch // batch
+    if kind == "distillation":  # as many lists, whatever else is in the batch
+        steps = math.ceil(steps / _share_of_lists(config.data))
     model = dataclasses.replace(
         config.model,
         scratch=None if config.model.source is not None else size.architecture,
@@ -227,7 +255,13 @@ def _train(config: TrainConfig, size: Size) -> TrainConfig:
     )
     distillation, rerank = config.distillation, config.rerank
     if distillation is not None:
-        distillation = dataclasses.replace(distillation, depth=min(distillation.depth, size.lists))
+        # The emoji corpus has none of the tasks that M-BEIR's weights are for.
+        of_tasks = None if isinstance(size.corpus, Emoji) else distillation.fused_task_weights
+        distillation = dataclasses.replace(
+            distillation,
+            depth=min(distillation.depth, size.lists),
+            fused_task_weights=of_tasks,
+        )
     if rerank is not None:
         tokens = min(rerank.max_text_tokens, size.text_tokens)
         rerank = dataclasses.replace(rerank, max_text_tokens=tokens)
@@ -252,12 +286,22 @@ def _train(config: TrainConfig, size: Size) -> TrainConfig:
     )
 
 
-def _kind(data: DataConfig) -> str:
-    """Of what sort a contrastive stage is, for its number of steps."""
-    if data.hard_negatives:
-        return "hard"
-    pairs = all(part.reader not in ("mbeir", "tfds") for part in data.sources)
-    return "pairs" if pairs else "contrast"
+def _kind(config: TrainConfig, *, again: bool) -> str:
+    """Of what sort a training is, for its number of steps."""
+    if config.objective != "contrastive":
+        return config.objective
+    if all(part.reader not in ("mbeir", "tfds") for part in config.data.sources):
+        return "pairs"
+    return "hard" if again else "contrast"
+
+
+def _share_of_lists(data: DataConfig) -> float:
+    """How much of a batch are queries with a teacher's list."""
+    weights = [part.weight for part in data.mixture]
+    taught = [part.weight for part in data.mixture if part.teacher]
+    if not taught or None in weights:  # by their numbers of queries, which are not known here
+        return 1.0
+    return sum(filter(None, taught)) / sum(filter(None, weights))
 
 
 def _source(source: _Config, size: Size) -> _Config:

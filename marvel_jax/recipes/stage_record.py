@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from marvel_jax.data.webdataset import WebDatasetSource
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import flatten, hash_files, hash_json, read_json_object, write_json
 from marvel_jax.models import hub
@@ -122,23 +123,64 @@ def content_hash(path: Path | str) -> str:
     """The content of a file; of a folder, its files with their names; else of a Hub id's folder.
 
     Of a folder in the M-BEIR layout its JSON lines, tables and judgements: not the pictures, which
-    would take longer to read than to use.
+    would take longer to read than to use. Of WebDataset shards (a folder of them, one, or a
+    pattern) what they list, as a training itself takes them. Links are followed.
 
     Raises:
-      MarvelError: there is nothing of the name, here or on the Hub.
+      MarvelError: there is nothing of the name, here or on the Hub, or a folder holds no file or a
+        link to nothing.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
+    if holds_shards(path):
+        return WebDatasetSource(path).fingerprint
     if path.is_file():
         return hash_files(path)
     folder = path if path.is_dir() else hub.resolve(str(path))
+    parts = [folder]
     if (folder / "query").is_dir():
-        parts = ("query", "cand_pool", "qrels", "instructions", "tokenizer")
-        files = [one for part in parts for one in sorted((folder / part).rglob("*"))]
-    else:
-        files = sorted(folder.rglob("*"))
-    files = [one for one in files if one.is_file()]
-    names = [one.relative_to(folder).as_posix() for one in files]
-    return hash_json([names, hash_files(*files)])
+        names = ("query", "cand_pool", "qrels", "instructions", "tokenizer")
+        parts = [folder / name for name in names if (folder / name).is_dir()]
+    files = [one for part in parts for one in _files(part)]
+    return hash_json([[one.relative_to(folder).as_posix() for one in files], hash_files(*files)])
+
+
+def listed_hash(folder: Path | str) -> str:
+    """Of a folder of pictures: their names and sizes, for to read them takes longer than to use
+    them.
+
+    Raises:
+      MarvelError: it is no folder, holds no file or a link to nothing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MarvelError(f"{folder} is no folder.")
+    files = _files(folder)
+    return hash_json([[one.relative_to(folder).as_posix(), one.stat().st_size] for one in files])
+
+
+def holds_shards(path: Path) -> bool:
+    """Whether a path, or pattern, is of tar shards."""
+    if path.is_dir():
+        return not (path / "query").is_dir() and any(path.glob("*.tar"))
+    return path.suffix == ".tar" and (path.is_file() or any(path.parent.glob(path.name)))
+
+
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """A folder's files in order, through links too: `rglob` would pass over folders behind them."""
+    real = folder.resolve()
+    if real in above:
+        raise MarvelError(f"{folder} is a link to a folder that it lies in: remove it.")
+    found: list[Path] = []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            found += _files(entry, (*above, real))
+        elif entry.is_file():
+            found.append(entry)
+        elif entry.is_symlink():
+            raise MarvelError(f"{entry} is a link to nothing: mend or remove it.")
+    if not found and not above:
+        raise MarvelError(f"{folder} holds no file, so it cannot be an input.")
+    return found
 
 
 def set_aside(folder: Path) -> Path:

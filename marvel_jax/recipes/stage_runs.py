@@ -9,6 +9,7 @@ import jax
 
 from marvel_jax.data import emoji, mbeir_synthetic
 from marvel_jax.data.emoji import TOKENIZER_FOLDER
+from marvel_jax.data.keyed_lines import manifest_path
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.files import read_json_object, write_json, write_text
 from marvel_jax.models import hub
@@ -16,7 +17,7 @@ from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.parallel import hosts
 from marvel_jax.recipes import fusing, recall, score_tables
 from marvel_jax.recipes.evaluation import Ticker, evaluate_embedder, score_table
-from marvel_jax.recipes.mining import mine_negatives
+from marvel_jax.recipes.mining import count_lines, mine_negatives
 from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, EXIT_TERMINATED, Outcome
 from marvel_jax.recipes.stage_record import BEGUN, DONE
 from marvel_jax.recipes.stages import (
@@ -94,6 +95,7 @@ def _subset(stage: Subset, folder: Path, say: Say) -> Outcome:
             most=stage.most,
             include=stage.include,
             exclude=stage.exclude,
+            candidates=stage.candidates,
             seed=stage.seed,
         )
     count = len(MbeirFolder(folder / "corpus").source(stage.split, verify=False).queries)
@@ -118,12 +120,12 @@ def _train(stage: Train, folder: Path, say: Say) -> Outcome:
 
 
 def _mine(stage: Mine, folder: Path, say: Say) -> Outcome:
-    out = folder / "negatives.jsonl"
-    if out.exists():
-        return Outcome({}, [f"{out} is whole"])
-    _share(stage.vectors, "pool", folder)
-    if stage.vectors is not None and _same_queries(Path(stage.vectors).parent, folder):
-        _share(stage.vectors, f"queries-seed-{stage.seed}", folder)
+    out = folder / Mine.outputs["negatives"]
+    names = ("queries", "negatives", "queries_with_fewer", "queries_with_none", "reasons")
+    if (whole := _whole(out, say)) is not None:
+        counts = whole["counts"]
+        return Outcome({name: counts[name] for name in names}, count_lines(out, counts))
+    _share(stage, stage.vectors, f"queries-seed-{stage.seed}", folder)
     found = mine_negatives(
         stage.model,
         data=Path(stage.data),
@@ -139,12 +141,14 @@ def _mine(stage: Mine, folder: Path, say: Say) -> Outcome:
         seed=stage.seed,
         workdir=folder / "vectors",
     )
-    names = ("queries", "negatives", "queries_with_fewer", "queries_with_none", "reasons")
     return Outcome({name: found.facts[name] for name in names}, found.lines)
 
 
 def _recall(stage: Recall, folder: Path, say: Say) -> Outcome:
-    _share(stage.vectors, "store", folder)
+    _share(stage, stage.vectors, f"queries/seed-{stage.seed}", folder)
+    out = {pool: folder / Recall.outputs[pool] for pool in recall.POOLS}
+    for path in out.values():
+        _whole(path, say)
     count = recall.write_lists(
         Embedder.from_pretrained(stage.model),
         MbeirFolder(stage.data),
@@ -152,19 +156,17 @@ def _recall(stage: Recall, folder: Path, say: Say) -> Outcome:
         depth=stage.depth,
         seed=stage.seed,
         vectors=folder / "vectors",
-        out={pool: folder / Recall.outputs[pool] for pool in recall.POOLS},
+        out=out,
         say=say,
     )
     return Outcome({"queries": count}, [f"{count:,} queries, the best {stage.depth} of each pool"])
 
 
 def _score(stage: Score, folder: Path, say: Say) -> Outcome:
-    out = folder / "scores.jsonl"
-    if out.exists():
-        return Outcome({}, [f"{out} is whole"])
-    manifest = rerank(
+    out = folder / Score.outputs["scores"]
+    manifest = _whole(out, say) or rerank(
         Reranker.from_pretrained(stage.model, prompt=stage.prompt, dtype=stage.dtype),
-        MbeirFolder(stage.data).source(stage.split),
+        fusing.listed_source(MbeirFolder(stage.data), stage.split),
         stage.lists,
         out,
         top=stage.top,
@@ -207,24 +209,52 @@ def _report(stage: Report, folder: Path, say: Say) -> Outcome:
 
 
 def _same_queries(other: Path, folder: Path) -> bool:
-    """Whether two stages embed the same queries with the same model, by their records."""
+    """Whether two stages embed the same queries with the same model, by their records.
+
+    An evaluation has no choice of a split: it is the test split's.
+    """
     if not (other / DONE).is_file():
         return False
     found, own = read_json_object(other / DONE), read_json_object(folder / BEGUN)
     return all(
         found["inputs"].get(name, {}).get("hash") == own["inputs"][name]["hash"]
         for name in ("model", "data")
-    ) and all(found["fields"].get(name) == own["fields"][name] for name in ("split", "seed"))
+    ) and all(
+        found["fields"].get(name, default) == own["fields"][name]
+        for name, default in (("split", "test"), ("seed", None))
+    )
 
 
-def _share(vectors: str | None, part: str, folder: Path) -> None:
-    """Links vectors of an earlier stage, where they are, so that they are not made again."""
+def _share(stage: Stage, vectors: str | None, queries: str, folder: Path) -> None:
+    """Links vectors of an earlier stage, where they are, so that they are not made again.
+
+    Those of the pool, and where it embedded the same queries, those of the `queries`.
+    """
     if vectors is None:
         return
-    there, here = (Path(vectors) / part).resolve(), folder / "vectors" / part
-    if there.is_dir() and not here.is_symlink() and not here.exists():
-        here.parent.mkdir(parents=True, exist_ok=True)
-        here.symlink_to(there, target_is_directory=True)
+    parts = [str(stage.pool_vectors)]
+    if _same_queries(Path(vectors).parent, folder):
+        parts.append(queries)
+    for part in parts:
+        there, here = (Path(vectors) / part).resolve(), folder / "vectors" / part
+        if there.is_dir() and not here.is_symlink() and not here.exists():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(there, target_is_directory=True)
+
+
+def _whole(path: Path, say: Say) -> dict[str, Any] | None:
+    """The manifest of a file that a killed stage left whole; None where there is none.
+
+    A file without its manifest is of no use to anybody, and is removed.
+    """
+    if not path.exists():
+        return None
+    beside = manifest_path(path)
+    if beside.is_file():
+        return read_json_object(beside)
+    say(f"  {path} has lost its manifest and is made again")
+    path.unlink()
+    return None
 
 
 _RUNS: Mapping[type[Stage], Callable[[Any, Path, Say], Outcome]] = {

@@ -9,16 +9,19 @@ or a Hub id.
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from marvel_jax.data.mbeir_synthetic import CAPTIONS_FILE, NLI_FILE
+from marvel_jax.data.rerank_prompts import PROMPTS
+from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.recipes.strategies import strategies_of
 from marvel_jax.training.config import TrainConfig
 
 INPUTS = frozenset(
     (
         *("model", "source", "data", "path", "images", "tokenizer", "mined", "teacher"),
-        *("retrieved_by", "taught_by", "lists", "scores"),
+        *("lists", "scores"),
     )
 )
 """Fields that hold inputs, wherever they are."""
@@ -26,15 +29,30 @@ INPUTS = frozenset(
 CACHES = frozenset({"vectors"})
 """Outputs that only save work: another stage's may be missing, and their content does not count."""
 
+Pool = Literal["local", "global"]
+
 _Stage = TypeVar("_Stage")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage under its name; `outputs` maps names to paths within its folder."""
+    """One stage under its name; `outputs` maps names to paths within its folder.
+
+    `pool_vectors` says where among its `vectors` those of the pool lie, if it has any: stages that
+    keep them alike can share them.
+
+    Raises:
+      MarvelError: fields that cannot be, or not together, so that a recipe is refused before its
+        first stage and not at this one's turn.
+    """
 
     name: str
     outputs: ClassVar[Mapping[str, str]] = {}
+    pool_vectors: ClassVar[str | None] = None
+
+    def _require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise MarvelError(f"{self.name}: {message}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,8 @@ class Subset(Stage):
     """A part of an M-BEIR folder's queries in a folder of its own; pools and pictures stay whole.
 
     Of each set's queries, shuffled by `seed`, those between the shares `first` and `last`, at most
-    `most` of them. `include` and `exclude` choose sets as `SourceConfig` does.
+    `most` of them. `include` and `exclude` choose sets as `SourceConfig` does. With the candidates
+    "own" the split's union pool keeps only those of the queries' data sets.
     """
 
     data: str
@@ -88,8 +107,21 @@ class Subset(Stage):
     most: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    candidates: Literal["all", "own"] = "all"
     seed: int = 42
     outputs: ClassVar[Mapping[str, str]] = {"mbeir": "corpus"}
+
+    def __post_init__(self) -> None:
+        self._require(
+            0 <= self.first < self.last <= 1,
+            f"first={self.first}, last={self.last}: give 0 <= first < last <= 1.",
+        )
+        self._require(
+            self.most is None or self.most > 0, f"most={self.most}: give 1 or more, or None."
+        )
+        self._require(
+            self.candidates in ("all", "own"), f"candidates={self.candidates!r}: give all or own."
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +146,7 @@ class Mine(Stage):
     model: str
     data: str
     split: str = "train"
-    pool: Literal["global", "local"] = "global"
+    pool: Pool = "global"
     preset: str = "filtered"
     settings: tuple[str, ...] = ()
     teacher: str | None = None
@@ -122,7 +154,29 @@ class Mine(Stage):
     scann: bool = False
     seed: int = 0
     vectors: str | None = None
-    outputs: ClassVar[Mapping[str, str]] = {"negatives": "negatives.jsonl", "vectors": "vectors"}
+    outputs: ClassVar[Mapping[str, str]] = {
+        "negatives": "negatives.jsonl",
+        "manifest": "negatives.manifest.json",
+        "vectors": "vectors",
+    }
+    pool_vectors: ClassVar[str | None] = "pool"
+
+    def __post_init__(self) -> None:
+        try:
+            strategies = strategies_of(self.preset, self.settings)
+        except MarvelError as error:
+            raise MarvelError(f"{self.name}: preset and settings: {error}") from error
+        self._require(
+            self.pool in get_args(Pool), f"pool={self.pool!r}: choose one of local, global."
+        )
+        self._require(
+            not self.scann or self.pool == "global",
+            "scann=True searches the whole pool: leave it False with pool='local'.",
+        )
+        self._require(
+            self.teacher is not None or not strategies.asks_teacher,
+            "settings: teacher_above needs a reranker's scores: give teacher='STAGE.scores'.",
+        )
 
 
 @dataclass(frozen=True)
@@ -140,9 +194,15 @@ class Recall(Stage):
     vectors: str | None = None
     outputs: ClassVar[Mapping[str, str]] = {
         "local": "local.jsonl",
+        "local-manifest": "local.manifest.json",
         "global": "global.jsonl",
+        "global-manifest": "global.manifest.json",
         "vectors": "vectors",
     }
+    pool_vectors: ClassVar[str | None] = "store"
+
+    def __post_init__(self) -> None:
+        self._require(self.depth > 0, f"depth={self.depth}: give 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -161,7 +221,19 @@ class Score(Stage):
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_tokens: int = 8192
     seed: int = 0
-    outputs: ClassVar[Mapping[str, str]] = {"scores": "scores.jsonl"}
+    outputs: ClassVar[Mapping[str, str]] = {
+        "scores": "scores.jsonl",
+        "manifest": "scores.manifest.json",
+    }
+
+    def __post_init__(self) -> None:
+        for name in ("top", "batch_tokens"):
+            value = getattr(self, name)
+            self._require(value > 0, f"{name}={value}: give 1 or more.")
+        self._require(
+            self.prompt is None or self.prompt in PROMPTS,
+            f"prompt={self.prompt!r}: choose one of {', '.join(PROMPTS)}, or None for the model's.",
+        )
 
 
 @dataclass(frozen=True)
@@ -173,6 +245,7 @@ class Evaluate(Stage):
     scann: bool = False
     seed: int = 0
     outputs: ClassVar[Mapping[str, str]] = {"scores": "scores.json", "vectors": "vectors"}
+    pool_vectors: ClassVar[str | None] = "store"
 
 
 @dataclass(frozen=True)
@@ -198,6 +271,14 @@ class Fuse(Stage):
     seed: int = 0
     outputs: ClassVar[Mapping[str, str]] = {"scores": "fusion.json"}
 
+    def __post_init__(self) -> None:
+        told = [", ".join(pools) or "none" for pools in (self.validation, self.test)]
+        self._require(
+            bool(self.test) and self.validation.keys() == self.test.keys() <= {*get_args(Pool)},
+            f"validation has the pools {told[0]}, test {told[1]}: give both the same, local, "
+            "global or both.",
+        )
+
 
 @dataclass(frozen=True)
 class Column:
@@ -218,6 +299,13 @@ class Report(Stage):
     title: str = ""
     averages: bool = False
     outputs: ClassVar[Mapping[str, str]] = {"table": "table.md", "scores": "table.json"}
+
+    def __post_init__(self) -> None:
+        labels = [one.label for one in self.columns]
+        self._require(
+            bool(labels) and len({*labels}) == len(labels),
+            f"columns={labels}: give one or more, each a label of its own.",
+        )
 
 
 KINDS: tuple[type[Stage], ...] = (

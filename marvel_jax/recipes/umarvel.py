@@ -1,11 +1,9 @@
 """U-MARVEL's recipe: the stages of its table, put together."""
 
-import dataclasses
 from typing import Any, Literal
 
-from marvel_jax.recipes.overrides import override
 from marvel_jax.recipes.recipe import Recipe
-from marvel_jax.recipes.stages import Column, Evaluate, Report, Stage, Train
+from marvel_jax.recipes.stages import Column, Evaluate, Report, Stage
 from marvel_jax.recipes.umarvel_stages import (
     MBEIR,
     QUERIES,
@@ -22,7 +20,6 @@ def umarvel(
     base: str,
     *,
     rank: int = 128,
-    layout: tuple[str, ...] = (),
     before: tuple[Stage, ...] = (),
     folder: str = MBEIR,
     queries: int = QUERIES,
@@ -36,7 +33,6 @@ def umarvel(
     Args:
       base: the instruct model.
       rank: of the adapters (of the text stage half as many), with an alpha of twice as much.
-      layout: changes every training stage as `--set` does, e.g. ("mesh.fsdp=8", "chunk_rows=4").
       before: stages that make what the others read.
       folder: the M-BEIR folder that is trained on.
       queries: of its union file.
@@ -75,14 +71,4 @@ def umarvel(
             title=f"{title}: hit@5 (hit@10 on Fashion200K and FashionIQ) after each stage",
         ),
     )
-    return Recipe(laid_out(stages, layout), data(base))
-
-
-def laid_out(stages: tuple[Stage, ...], layout: tuple[str, ...]) -> tuple[Stage, ...]:
-    """The stages with each training changed as `--set` does."""
-    return tuple(
-        dataclasses.replace(stage, config=override(stage.config, layout))
-        if isinstance(stage, Train) and layout
-        else stage
-        for stage in stages
-    )
+    return Recipe(stages, data(base))

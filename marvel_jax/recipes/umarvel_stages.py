@@ -5,6 +5,7 @@ is said beside.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -252,7 +253,8 @@ def distillation(
 ) -> TrainConfig:
     """The student's training: fused scores, half the cosine and half P(Yes), as in the paper.
 
-    With `text` a fifth of each batch are sentence pairs, so that text retrieval does not decay.
+    With `text` a fifth of each batch are sentence pairs, so that text retrieval does not decay;
+    there are as many more steps, so that every list is seen once all the same.
     """
     form: dict[str, Any] = {
         "teacher": "fused",
@@ -262,6 +264,7 @@ def distillation(
         **({"contrastive_weight": 1.0} if text else {}),
         **of_distillation,
     }
+    share = 0.8 if text else 1.0
     lists = SourceConfig(path="tenth.mbeir", teacher=scores, name="lists", weight=0.8)
     pairs = SourceConfig(path=NLI, reader="nli", name="text", weight=0.2)
     one: dict[str, Any] = {"path": "tenth.mbeir", "teacher": scores}
@@ -274,7 +277,7 @@ def distillation(
         # The released run shows pictures at 224 x 224 here.
         embedding=EmbeddingSettings(max_pixels=224 * 224, max_text_tokens=480),
         optimizer=OptimizerConfig(learning_rate=1e-5),
-        steps=-(-queries // 128),
+        steps=math.ceil(queries / (128 * share)),
         seed=SEED,
     )
 
@@ -294,7 +297,7 @@ def fused(
     """The reranker on top: its weight fitted on validation queries, judged on test queries.
 
     Of the validation queries at most `most` of a set. `vectors` are the retriever's of the test
-    pool.
+    pool, in which validation is judged too (`MbeirFolder.judged_pool`).
     """
     stages: list[Stage] = []
     judged: dict[str, dict[str, Judged]] = {}
@@ -302,9 +305,9 @@ def fused(
         if split == "val" and most is not None:
             stages.append(Subset("val", folder, split=split, most=most))
             folder = "val.mbeir"
-        known = vectors if split == "test" else None
         lists = f"recall-{split}"
-        stages.append(Recall(lists, retriever, folder, split=split, depth=top, vectors=known))
+        stages.append(Recall(lists, retriever, folder, split=split, depth=top, vectors=vectors))
+        vectors = vectors or f"{lists}.vectors"
         stages += [
             Score(
                 f"rerank-{split}-{pool}",

@@ -1,10 +1,8 @@
 """The public face: a model folder in, unit vectors out."""
 
 import dataclasses
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,15 +14,20 @@ import numpy as np
 import rich.progress
 from rich.console import Console
 
-from marvel_jax.data.batch import Rows, RowShape, build_rows, row_batches
+from marvel_jax.data.batch import RowShape, row_batches
+from marvel_jax.data.images import ImageError
 from marvel_jax.data.items import Item
 from marvel_jax.data.processor import Processor
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import hash_bytes
 from marvel_jax.models import hub
 from marvel_jax.models.config import Qwen2VLConfig
-from marvel_jax.models.kernels import choice
 from marvel_jax.models.qwen2_vl import embed
+from marvel_jax.parallel.sharding import batch_sharding
+from marvel_jax.retrieval import placement, prefetch
+from marvel_jax.retrieval.encode_calls import Call, Tally, measure, prepare
+from marvel_jax.retrieval.encode_copies import first_copies
+from marvel_jax.retrieval.encode_rows import encoding_rows as encoding_rows
+from marvel_jax.retrieval.encode_rows import row_groups
 from marvel_jax.settings import (
     Attention,
     EmbeddingSettings,
@@ -35,10 +38,7 @@ from marvel_jax.settings import (
 )
 
 Progress = Callable[[int, int], None]
-
-_DTYPES = ("float32", "bfloat16", "float16")
-_SHORTEST_ROW = 64  # tokens; shorter rows make more calls, longer ones waste attention
-_SHORTEST_ITEM = 4  # tokens: the templates alone are no shorter
+OnFailure = Callable[[int, ImageError], None]
 
 
 class Embedder:
@@ -57,11 +57,16 @@ class Embedder:
         attention: Attention = "bidirectional",
         pooling: Pooling = "mean",
         kernel: str = "auto",
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
+        """`devices` are all of this process's where they are not given.
+
+        Each holds the weights and encodes its share of the rows. Raises as `from_pretrained` does.
+        """
         self.processor = processor
         self.attention = attention
         self.pooling = pooling
-        self._dtype = _checked_dtype(dtype)
+        self._dtype = placement.checked_dtype(dtype)
         self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self._dtype), params)
         if processor.marker_ids:
             self._params = _with_marker_rows(self._params, processor.marker_ids)
@@ -69,19 +74,31 @@ class Embedder:
             text = dataclasses.replace(architecture.text, vocab_size=rows)
             architecture = dataclasses.replace(architecture, text=text)
         self.architecture = architecture
-        self.kernels = _kernels(kernel, architecture, dtype)
-        self._embed = jax.jit(
+        self.kernels = placement.kernels(kernel, architecture, dtype)
+        self._embed = self._compiled(self.kernels.kernels)
+        self._mesh = placement.data_mesh(devices)
+        if devices is not None and self._mesh is None:
+            self._params = jax.device_put(self._params, devices[0])
+        if self._mesh is not None:
+            self._everywhere = placement.copied(self._params, self._mesh)
+            self._params = placement.first_copy(self._everywhere)
+            spread = placement.kernels(kernel, architecture, dtype, mesh=self._mesh)
+            self._embed_spread = self._compiled(spread.kernels)
+        self._shapes: dict[RowShape, None] = {}  # that were compiled, or soon will be
+        self._hash: str | None = None
+
+    def _compiled(self, kernels: Any) -> Any:
+        return jax.jit(
             partial(
                 embed,
-                config=architecture,
-                attention=attention,
-                pooling=pooling,
+                config=self.architecture,
+                attention=self.attention,
+                pooling=self.pooling,
                 dtype=self._dtype,
-                kernels=self.kernels.kernels,
+                kernels=kernels,
             ),
             static_argnames=("items_per_row",),
         )
-        self._hash: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -97,13 +114,15 @@ class Embedder:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         kernel: str = "auto",
+        devices: Sequence[jax.Device] | None = None,
     ) -> Self:
         """Loads a Hugging Face folder, or a Hub id through the Hub's cache.
 
         A setting left out is what the folder's `marvel.json` says, else bidirectional attention,
         M-RoPE, the mean and our template. `min_pixels` and `max_pixels` bound an image's area
         after resizing; in a folder without `marvel.json` its image processor's limits hold.
-        `kernel` computes the attention: see `models.kernels.choice`.
+        `kernel` computes the attention: see `models.kernels.choice`; `devices` encode: see
+        `Embedder`.
 
         Raises:
           MarvelError: the folder or id cannot be had, or a weight is missing, unknown or of
@@ -119,7 +138,7 @@ class Embedder:
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
-        checkpoint = hub.load(path, dtype=_checked_dtype(dtype))
+        checkpoint = hub.load(path, dtype=placement.checked_dtype(dtype))
         processor = Processor.from_folder(
             path,
             template=settings.template,
@@ -145,6 +164,7 @@ class Embedder:
             attention=settings.attention,
             pooling=settings.pooling,
             kernel=kernel,
+            devices=devices,
         )
 
     @property
@@ -156,17 +176,7 @@ class Embedder:
     def model_hash(self) -> str:
         """A content hash of the weights, in the type they are used in."""
         if self._hash is None:
-            leaves = jax.tree_util.tree_leaves_with_path(self._params)
-            self._hash = hash_bytes(
-                *(
-                    chunk
-                    for path, leaf in leaves
-                    for chunk in (
-                        jax.tree_util.keystr(path).encode(),
-                        np.asarray(jax.device_get(leaf)).tobytes(),
-                    )
-                )
-            )
+            self._hash = placement.content_hash(self._params)
         return self._hash
 
     def manifest_fields(self) -> dict[str, Any]:
@@ -193,16 +203,25 @@ class Embedder:
         instruction: str | None = None,
         batch_tokens: int = 4096,
         progress: bool | Progress = False,
+        on_failure: OnFailure | None = None,
+        tally: Tally | None = None,
     ) -> np.ndarray:
         """Unit vectors float32 [N, D] in the items' order.
 
+        Items with the same texts, instruction and bytes of pictures are encoded once, and their
+        vectors are the same bit for bit.
+
         Args:
-          items: any mix of text and images.
+          items: any mix of text and images. A sequence is read item by item, twice and more, and
+            not kept: it may be larger than memory.
           instruction: for items that bring none of their own; it is read by the model and left
             out of the mean.
-          batch_tokens: tokens a forward pass, padding included (an item longer than that goes
-            alone); it bounds memory and does not change a vector.
+          batch_tokens: tokens a device and forward pass, padding included (an item longer than
+            that goes alone); it bounds memory and does not change a vector.
           progress: True for a progress bar, or a function of (items done, items in all).
+          on_failure: told the place of an item with a picture that cannot be used, and the error;
+            its vector is then zero. Without it, the error is raised.
+          tally: counts tokens and padding as they are encoded.
 
         Raises:
           MarvelError: an image cannot be read (the message names the item and the file), or an
@@ -212,87 +231,95 @@ class Embedder:
             raise MarvelError("encode takes several items: put the one in a list.")
         if batch_tokens < 1:
             raise MarvelError(f"batch_tokens={batch_tokens}: give a positive number, as 4096.")
-        listed = [_instructed(item, instruction) for item in items]
-        vectors = np.zeros((len(listed), self.dimension), np.float32)
-        with _reporter(progress, total=len(listed)) as report:
-            done = 0
-            for indices, found in self._encode_batches(listed, batch_tokens):
-                vectors[indices] = found
-                done += len(indices)
-                report(done, len(listed))
-        return vectors
+        listed = items if isinstance(items, Sequence) else list(items)
 
-    def _encode_batches(
-        self, items: Sequence[Item], batch_tokens: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (indices into items [n], vectors [n, D]); rows are prepared ahead by threads."""
-        lengths = np.array([self.processor.lengths(item) for item in items]).reshape(-1, 2)
-        names = [item.id or f"number {number}" for number, item in enumerate(items)]
-        pictured = lengths[:, 1] > 0
-        # Text alone never enters the vision tower, so it goes in rows of its own.
-        for group in (np.flatnonzero(~pictured), np.flatnonzero(pictured)):
-            if not len(group):
-                continue
+        def read(place: int) -> Item:
+            return _instructed(listed[place], instruction)
+
+        tally = Tally() if tally is None else tally
+        vectors = np.zeros((len(listed), self.dimension), np.float32)
+        failed: list[int] = []
+        with _reporter(progress, total=len(listed)) as report, prefetch.workers() as pool:
+            lengths = np.zeros((len(listed), 2), np.int64)
+            sketches: list[bytes | None] = []
+            measured = prefetch.ahead(
+                pool, partial(measure, read, self.processor), range(len(listed)), depth=64
+            )
+            for place, (length, mark, error) in enumerate(measured):
+                lengths[place] = length
+                sketches.append(mark)
+                if error is not None:
+                    _tell(place, error, on_failure)
+                    failed.append(place)
+            first = first_copies(sketches, read)
+            copies = np.bincount(first, minlength=len(listed))
+            whole = np.flatnonzero(first == np.arange(len(listed)))
+            whole = whole[~np.isin(whole, failed)]
+            done = len(failed)
+            for call, found in self._run(self._calls(read, lengths, whole, batch_tokens, pool)):
+                vectors[call.places] = found
+                for place, error in call.failed:
+                    for one in np.flatnonzero(first == place).tolist():
+                        _tell(one, error, on_failure)
+                tally.add(call, copies)
+                done += int(copies[[*call.places.tolist(), *(one for one, _ in call.failed)]].sum())
+                report(done, len(listed))
+        return vectors[first]
+
+    def _calls(
+        self,
+        read: Callable[[int], Item],
+        lengths: np.ndarray,
+        places: np.ndarray,
+        batch_tokens: int,
+        pool: Any,
+    ) -> Iterator[Call]:
+        """Forward passes over the items at these places; threads prepare them ahead."""
+        devices = 1 if self._mesh is None else self._mesh.size
+        for members in row_groups(lengths[places]):
+            group = places[members]
             shape, num_rows = encoding_rows(
                 lengths[group],
                 batch_tokens=batch_tokens,
                 merge_area=self.processor.geometry.merge_area,
+                devices=devices,
+                known=self._shapes,
             )
-
-            def prepare(
-                placement: list[list[int]],
-                group: np.ndarray = group,
-                shape: RowShape = shape,
-                num_rows: int = num_rows,
-            ) -> tuple[np.ndarray, Rows, np.ndarray]:
-                members = list(itertools.chain.from_iterable(placement))
-                place = iter(range(len(members)))
-                local = [list(itertools.islice(place, len(row))) for row in placement]
-                indices = group[members]
-                encoded = [self.processor(items[index]) for index in indices]
-                rows, slots = build_rows(encoded, local, shape, num_rows=num_rows)
-                return indices, rows, slots
-
-            groups = row_batches(
-                lengths[group], shape, num_rows=num_rows, names=[names[i] for i in group]
+            self._shapes[shape] = None
+            make = partial(
+                prepare, read, self.processor, group=group, shape=shape, num_rows=num_rows
             )
-            with ThreadPoolExecutor(max_workers=2) as pool:
-                for indices, rows, slots in _ahead(pool, prepare, groups):
-                    found = self._embed(self._params, rows, items_per_row=shape.items)
-                    yield indices, np.asarray(found.vectors).reshape(-1, self.dimension)[slots]
+            placements = row_batches(lengths[group], shape, num_rows=num_rows)
+            yield from prefetch.ahead(pool, make, placements)
+
+    def _run(self, calls: Iterable[Call]) -> Iterator[tuple[Call, np.ndarray]]:
+        """Yields (call, vectors [n, D] of its items); the next call is under way meanwhile."""
+        waiting: deque[tuple[Call, Any]] = deque()
+        for call in calls:
+            waiting.append((call, self._start(call)))
+            if len(waiting) > 1:
+                yield self._taken(*waiting.popleft())
+        while waiting:
+            yield self._taken(*waiting.popleft())
+
+    def _start(self, call: Call) -> Any:
+        if not len(call.places):
+            return None
+        if self._mesh is not None and len(call.rows.tokens) % self._mesh.size == 0:
+            rows = jax.device_put(call.rows, batch_sharding(self._mesh))
+            return self._embed_spread(self._everywhere, rows, items_per_row=call.items_per_row)
+        return self._embed(self._params, call.rows, items_per_row=call.items_per_row)
+
+    def _taken(self, call: Call, found: Any) -> tuple[Call, np.ndarray]:
+        if found is None:
+            return call, np.zeros((0, self.dimension), np.float32)
+        return call, np.asarray(found.vectors).reshape(-1, self.dimension)[call.slots]
 
 
-def encoding_rows(
-    lengths: np.ndarray, *, batch_tokens: int, merge_area: int
-) -> tuple[RowShape, int]:
-    """The row shape and number of rows to encode items of (tokens, patches) [N, 2] in.
-
-    Sizes come from a coarse grid, so that calls with like items share one compilation. Patches
-    come in whole visual tokens, `merge_area` of them in each.
-
-    Returns:
-      The shape, and the number of rows: `batch_tokens` in all, fewer for few items.
-    """
-    tokens, patches = lengths.max(axis=0)
-    row_tokens = max(_SHORTEST_ROW, _grid(int(tokens)))
-    mean_tokens, mean_patches = lengths.mean(axis=0)
-    row_patches = 0
-    if patches:
-        wanted = max(int(patches), round(row_tokens * mean_patches / mean_tokens))
-        row_patches = merge_area * _grid(-(-wanted // merge_area))
-    shape = RowShape(
-        tokens=row_tokens,
-        patches=row_patches,
-        items=max(1, min(row_tokens // _SHORTEST_ITEM, row_tokens // int(lengths[:, 0].min()))),
-    )
-    needed = -(-int(lengths[:, 0].sum()) // row_tokens)
-    return shape, max(1, min(batch_tokens // row_tokens, _grid(needed)))
-
-
-def _grid(size: int) -> int:
-    """The next power of two, or three quarters of it."""
-    power = 1 << (size - 1).bit_length()
-    return power * 3 // 4 if size <= power * 3 // 4 else power
+def _tell(place: int, error: ImageError, on_failure: OnFailure | None) -> None:
+    if on_failure is None:
+        raise error
+    on_failure(place, error)
 
 
 def _instructed(item: Item, instruction: str | None) -> Item:
@@ -302,25 +329,6 @@ def _instructed(item: Item, instruction: str | None) -> Item:
             "Item.of(image=...)."
         )
     return item if item.instruction is not None else item.with_instruction(instruction)
-
-
-def _checked_dtype(name: str) -> Any:
-    if name not in _DTYPES:
-        raise MarvelError(f"dtype={name!r}: choose one of {', '.join(_DTYPES)}.")
-    return jnp.dtype(name)
-
-
-def _kernels(asked: str, architecture: Qwen2VLConfig, dtype: str) -> choice.Chosen:
-    """For the device that arrays go to when nobody says where."""
-    (device,) = jnp.zeros(()).devices()
-    return choice.choose(
-        asked,
-        platform=device.platform,
-        architecture=architecture,
-        dtype=dtype,
-        capability=getattr(device, "compute_capability", None),
-        field="kernel",
-    )
 
 
 def _with_marker_rows(params: dict[str, Any], marker_ids: Mapping[str, int]) -> dict[str, Any]:
@@ -337,19 +345,6 @@ def _with_marker_rows(params: dict[str, Any], marker_ids: Mapping[str, int]) -> 
         if marker != "<emb>" or emb >= table.shape[0]:
             grown = grown.at[row].set(mean)
     return params | {"language": params["language"] | {"token_embedding": grown}}
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Any], Any], values: Iterable[Any], depth: int = 4
-) -> Iterator[Any]:
-    """Maps in order, with `depth` calls under way while the caller works."""
-    waiting: deque[Any] = deque()
-    for value in values:
-        waiting.append(pool.submit(function, value))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 @contextmanager

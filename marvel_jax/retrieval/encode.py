@@ -8,7 +8,9 @@ from marvel_jax.data.items import Candidate, Item, Query
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_bytes
 from marvel_jax.retrieval.embedder import Embedder
-from marvel_jax.retrieval.store import Manifest, StoreWriter, VectorStore
+from marvel_jax.retrieval.encode_shards import SHARD_ROWS, encode_share
+from marvel_jax.retrieval.store import VectorStore
+from marvel_jax.retrieval.store_types import StoreType
 
 Instructions = Mapping[tuple[int, str, str], tuple[str, ...]]
 
@@ -19,7 +21,10 @@ def encode_candidates(
     path: Path | str,
     *,
     source_hash: str,
-    shard_rows: int = 16384,
+    dtype: StoreType = "float32",
+    dimension: int | None = None,
+    tolerate: int = 0,
+    shard_rows: int = SHARD_ROWS,
     progress: Callable[[int, int], None] | None = None,
 ) -> VectorStore:
     """Embeds candidates into a store at `path`, in order, a shard at a time.
@@ -28,15 +33,42 @@ def encode_candidates(
     partial one is continued at its last whole shard. `source_hash` is the caller's: where it
     covers the pool's files only, a picture that changed under its name is not noticed.
 
+    Args:
+      embedder: the model.
+      candidates: read one by one, so they may be lazy and larger than memory.
+      path: the store.
+      source_hash: of what the candidates are.
+      dtype: of the stored vectors.
+      dimension: how many numbers of each vector are kept, which then has unit norm again; None
+        keeps all.
+      tolerate: items with pictures that cannot be used which the store may lack. They are listed
+        in `PATH.failures.jsonl`, a JSON object of id, file and error each.
+      shard_rows: items a shard.
+      progress: told (items done, items in all).
+
     Raises:
-      MarvelError: the store there was made otherwise, or an image cannot be read.
+      MarvelError: the store there was made otherwise or lacks more than `tolerate`; or more
+        pictures cannot be used. All other items are then encoded and kept for the next run.
     """
 
     def read(number: int) -> tuple[str, Item]:
         candidate = candidates[number]
         return candidate.id, candidate.item
 
-    return _encode(embedder, read, len(candidates), path, source_hash, shard_rows, progress)
+    return _whole(
+        encode_share(
+            embedder,
+            read,
+            len(candidates),
+            path,
+            source_hash=source_hash,
+            dtype=dtype,
+            dimension=dimension,
+            tolerate=tolerate,
+            shard_rows=shard_rows,
+            progress=progress,
+        )
+    )
 
 
 def encode_queries(
@@ -47,15 +79,18 @@ def encode_queries(
     *,
     seed: int,
     source_hash: str,
-    shard_rows: int = 16384,
+    dtype: StoreType = "float32",
+    dimension: int | None = None,
+    tolerate: int = 0,
+    shard_rows: int = SHARD_ROWS,
     progress: Callable[[int, int], None] | None = None,
 ) -> VectorStore:
     """Embeds queries, each under the instruction that `seed` chooses, into a store at `path`.
 
-    What is there already is used as `encode_candidates` uses it.
+    All else is as in `encode_candidates`.
 
     Raises:
-      MarvelError: the store there was made otherwise, or an image cannot be read.
+      MarvelError: as there; or a query's kind has no instruction.
     """
 
     def read(number: int) -> tuple[str, Item]:
@@ -63,8 +98,20 @@ def encode_queries(
         return query.id, instructed(query, instructions, seed=seed)
 
     prompts = repr((seed, sorted(instructions.items()))).encode()
-    whole = hash_bytes(source_hash.encode(), prompts)
-    return _encode(embedder, read, len(queries), path, whole, shard_rows, progress)
+    return _whole(
+        encode_share(
+            embedder,
+            read,
+            len(queries),
+            path,
+            source_hash=hash_bytes(source_hash.encode(), prompts),
+            dtype=dtype,
+            dimension=dimension,
+            tolerate=tolerate,
+            shard_rows=shard_rows,
+            progress=progress,
+        )
+    )
 
 
 def instructed(query: Query, instructions: Instructions, *, seed: int) -> Item:
@@ -86,29 +133,6 @@ def instructed(query: Query, instructions: Instructions, *, seed: int) -> Item:
     return query.item.with_instruction(prompts[int.from_bytes(digest, "little") % len(prompts)])
 
 
-def _encode(
-    embedder: Embedder,
-    read: Callable[[int], tuple[str, Item]],
-    count: int,
-    path: Path | str,
-    source_hash: str,
-    shard_rows: int,
-    progress: Callable[[int, int], None] | None,
-) -> VectorStore:
-    """`read` gives the id and item of each number below `count`."""
-    made_by = {**embedder.manifest_fields(), "source_hash": source_hash}
-    if Path(path).exists():
-        store = VectorStore.open(path)
-        store.require(**made_by)
-        return store
-    writer = StoreWriter(path, Manifest(**made_by, count=count), shard_rows=shard_rows)
-    for start in range(writer.completed, count, shard_rows):
-        part = [read(number) for number in range(start, min(start + shard_rows, count))]
-
-        def report(done: int, _: int, start: int = start) -> None:
-            if progress is not None:
-                progress(start + done, count)
-
-        vectors = embedder.encode([item for _, item in part], progress=report)
-        writer.append([id for id, _ in part], vectors)
-    return writer.finish()
+def _whole(store: VectorStore | None) -> VectorStore:
+    assert store is not None  # a process alone writes all shards
+    return store

@@ -106,22 +106,24 @@ class FusionWeights:
 
     form: Form
     scope: Scope
-    weights: Mapping[str, float]  # by set; one for all with the scope "global"
+    weights: Mapping[str, float]  # by set; all the same with the scope "global"
     score: Mapping[str, float]  # hit@k of each set on validation, with its weight
     grid: tuple[float, ...]
     fitted_on: frozenset[str]
 
     def of(self, name: str) -> float:
-        """The weight of a set.
+        """The weight of a set; with the scope "global" of any, fitted on or not.
 
         Raises:
           MarvelError: none was fitted for it.
         """
+        if self.scope == "global":
+            return next(iter(self.weights.values()))
         if name not in self.weights:
             raise MarvelError(
                 f"{name}: no fusion weight was fitted for this set, only for "
-                f"{', '.join(self.weights)}. Fit it on its validation split, or fit with "
-                "scope='global' on sets that include it."
+                f"{', '.join(self.weights)}. Fit it on its validation split, or fit one weight "
+                "for all with scope='global'."
             )
         return self.weights[name]
 

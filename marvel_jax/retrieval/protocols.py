@@ -4,20 +4,25 @@ It takes vectors, not models: queries encoded with their instruction, and one st
 the candidates of every pool. The score of a set is hit@k (k = 5, or 10 for Fashion200K and
 FashionIQ), the score of a benchmark the plain mean over sets. In the global pool an answer of
 another modality than was asked for is a miss. (UniIR, Wei et al., 2024.)
+
+Beside it stand hit and recall at 1, 5, 10 and 50, MRR and mAP over the 50 results that are kept,
+and NDCG@10. A pool of fewer candidates gives shorter lists; what is not there is not found.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from marvel_jax.data.mbeir import TestSet
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval import metrics
+from marvel_jax.retrieval import metrics, retrieval_sets
 from marvel_jax.retrieval.exact import TopK, top_k
 from marvel_jax.retrieval.metrics import Interval
+from marvel_jax.retrieval.retrieval_sets import DEPTH as DEPTH
+from marvel_jax.retrieval.retrieval_sets import QueryVectors, SetRows
+from marvel_jax.retrieval.retrieval_sets import Rankings as Rankings
+from marvel_jax.retrieval.retrieval_sets import RetrievalSet as RetrievalSet
 from marvel_jax.retrieval.scann_index import (
     ScannIndex,
     Speed,
@@ -27,45 +32,19 @@ from marvel_jax.retrieval.scann_index import (
 )
 from marvel_jax.retrieval.store import VectorStore
 
-CUTS = (1, 5, 10)
+CUTS = (1, 5, 10, 50)
+NDCG_CUT = 10
 _ANN_K = 10
 _TIMED_QUERIES = 512
 
 
 @dataclasses.dataclass(frozen=True)
-class RetrievalSet:
-    """One test set: queries with the ids of their right answers, and the pool they are sought in.
-
-    task: e.g. "t->i". k: the cut of the set's main score. candidate_modality: "text", "image" or
-    "image,text", what the instruction asks for.
-    """
-
-    name: str
-    task: str
-    k: int
-    candidate_modality: str
-    query_ids: Sequence[str]
-    relevant: Sequence[Sequence[str]]
-    pool: Sequence[str]
-
-    @classmethod
-    def of(cls, test_set: TestSet) -> "RetrievalSet":
-        """A test set of an M-BEIR folder, with its local pool."""
-        query_ids = [query.id for query in test_set.queries]
-        return cls(
-            name=test_set.name,
-            task=test_set.task.name,
-            k=test_set.k,
-            candidate_modality=test_set.task.candidate_modality,
-            query_ids=query_ids,
-            relevant=[sorted(test_set.qrels.get(query, ())) for query in query_ids],
-            pool=[candidate.id for candidate in test_set.pool],
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class PoolScores:
-    """The scores of one test set in one pool; cuts are the keys of hit, recall and chance."""
+    """The scores of one test set in one pool; cuts are the keys of hit, recall and chance.
+
+    mrr and average_precision (its mean is mAP) look at all `DEPTH` results, ndcg at ten.
+    wrong_modality: the share of the first k answers that are not of the modality asked for.
+    """
 
     size: int
     hit: dict[int, Interval]
@@ -73,12 +52,16 @@ class PoolScores:
     recall: dict[int, Interval]
     mrr: Interval
     ndcg: Interval
+    average_precision: Interval
     wrong_modality: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class SetScores:
-    """One test set: `k` is the cut of its main score, in both pools."""
+    """One test set: `k` is the cut of its main score, in both pools.
+
+    missing: answers and candidates of its pool without a vector, which nothing can find.
+    """
 
     name: str
     task: str
@@ -86,11 +69,26 @@ class SetScores:
     num_queries: int
     local_pool: PoolScores
     global_pool: PoolScores
+    held_out: bool = False
+    missing: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupScores:
+    """The plain mean of the main score over some sets, in both pools."""
+
+    name: str
+    sets: tuple[str, ...]
+    local_pool: Interval
+    global_pool: Interval
 
 
 @dataclasses.dataclass(frozen=True)
 class ApproximateScores:
-    """ScaNN in the global pool beside exact search: recall@10 and milliseconds a query."""
+    """ScaNN in the global pool beside exact search: recall@10 and milliseconds a query.
+
+    hit: each set's main score by ScaNN's results.
+    """
 
     description: str
     build_seconds: float
@@ -98,19 +96,16 @@ class ApproximateScores:
     recall_by_set: dict[str, float]
     speed: Speed
     exact_speed: Speed
-
-
-@dataclasses.dataclass(frozen=True)
-class Rankings:
-    """What was retrieved for a set's queries, for examples: TopK over rows of the store."""
-
-    local_pool: TopK
-    global_pool: TopK
+    hit: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Everything that one model scored."""
+    """Everything that one model scored.
+
+    by_task: the sets of each kind of task. by_protocol: "seen" and "held out", where some sets are
+    held out. rankings, rows: what was retrieved, and where pools and answers are in the store.
+    """
 
     sets: tuple[SetScores, ...]
     mean_local: Interval
@@ -118,6 +113,9 @@ class Evaluation:
     instruction_choice: str
     approximate: ApproximateScores | None
     rankings: dict[str, Rankings]
+    by_task: tuple[GroupScores, ...] = ()
+    by_protocol: tuple[GroupScores, ...] = ()
+    rows: dict[str, SetRows] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The scores as plain JSON-able values, without the rankings."""
@@ -125,8 +123,10 @@ class Evaluation:
             "mean_local": self.mean_local._asdict(),
             "mean_global": self.mean_global._asdict(),
             "instruction_choice": self.instruction_choice,
-            "sets": [_plain(dataclasses.asdict(scores)) for scores in self.sets],
-            "approximate": _plain(dataclasses.asdict(self.approximate))
+            "sets": [plain(dataclasses.asdict(scores)) for scores in self.sets],
+            "by_task": [plain(dataclasses.asdict(group)) for group in self.by_task],
+            "by_protocol": [plain(dataclasses.asdict(group)) for group in self.by_protocol],
+            "approximate": plain(dataclasses.asdict(self.approximate))
             if self.approximate
             else None,
         }
@@ -134,12 +134,14 @@ class Evaluation:
 
 def evaluate(
     sets: Sequence[RetrievalSet],
-    query_vectors: Mapping[str, np.ndarray],
+    query_vectors: Mapping[str, QueryVectors],
     store: VectorStore,
     *,
     instruction_choice: str,
     index: ScannIndex | None = None,
     modality_of: Callable[[str], str] | None = None,
+    missing: Collection[str] = (),
+    rankings: Mapping[str, Rankings] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -147,131 +149,108 @@ def evaluate(
 
     Args:
       sets: the test sets; every id of their pools and answers must be in the store.
-      query_vectors: set name -> float32 [Q, D], in the order of the set's `query_ids`.
+      query_vectors: set name -> float32 [Q, D] or a store, in the order of the set's `query_ids`;
+        a row of zeros is a query without a vector, which finds nothing.
       store: vectors of all candidates of all pools.
       instruction_choice: how each query's instruction was chosen, in words; part of the result.
       index: a ScaNN index of the store, measured against exact search.
       modality_of: candidate id -> modality; gives the share of wrong-modality answers.
+      missing: ids that may lack a vector: such a candidate is never found, such an answer counts.
+      rankings: what was retrieved before for some of the sets, which are not searched again.
       seed: of the bootstrap.
-      progress: told each set's name before it is searched.
+      progress: told what is searched next.
 
     Raises:
-      MarvelError: a set lacks vectors, has none or too many of them, has a query without a right
-        answer in its pool, or a pool smaller than the largest cut.
+      MarvelError: there is no set or two of one name, or one lacks vectors, has too many of them,
+        or has a query without a right answer in its pool.
     """
-    if not sets:
-        raise MarvelError("There is no test set to evaluate.")
+    names = [one.name for one in sets]
+    if not names or len(set(names)) < len(names):
+        raise MarvelError(f"Expected test sets of different names, found {names or 'none'}.")
+    rows = {one.name: retrieval_sets.rows_of(one, store, missing=missing) for one in sets}
+    left = [one for one in sets if one.name not in (rankings or {})]
+    depth = max(DEPTH, *(one.k for one in sets))
+    rankings = {
+        **(rankings or {}),
+        **retrieval_sets.search(left, query_vectors, store, rows, depth=depth, progress=progress),
+    }
     scores: list[SetScores] = []
-    rankings: dict[str, Rankings] = {}
-    local_draws: list[np.ndarray] = []
-    global_draws: list[np.ndarray] = []
-    for number, test_set in enumerate(sets):
-        if progress:
-            progress(test_set.name)
-        vectors = _vectors_of(test_set, query_vectors)
-        pool, relevant = _rows_of(test_set, store)
-        depth = max(*CUTS, test_set.k)
-        if len(pool) < depth:
-            raise MarvelError(
-                f"{test_set.name}: the metrics look at the first {depth} results, but k={depth} "
-                f"is larger than the pool of {len(pool)} candidates. Give it a larger pool."
-            )
-        local = top_k(vectors, store, depth, subset=pool)
-        union = top_k(vectors, store, depth)
-        rankings[test_set.name] = Rankings(local, union)
-        wrong = _wrong_modality(test_set, union.indices, store, modality_of)
-        set_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        score = partial(_score, relevant=relevant, k=test_set.k, seed=set_seed)
+    draws: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for number, one in enumerate(sets):
+        found, set_seed = rankings[one.name], seed_of(seed, number)
+        pool, relevant = rows[one.name]
+        judged = [metrics.judge(ranking.indices, relevant) for ranking in found]
+        findable = np.array([np.count_nonzero(answers < len(store)) for answers in relevant])
+        pools = [
+            score_pool(right, size=size, k=one.k, seed=set_seed, findable=findable)
+            for right, size in zip(judged, (len(pool), len(store)), strict=True)
+        ]
+        wrong = wrong_modality(one, found.global_pool.indices, store, modality_of)
+        unseen = set(missing).intersection(one.pool) if missing else set()
         scores.append(
             SetScores(
-                name=test_set.name,
-                task=test_set.task,
-                k=test_set.k,
-                num_queries=len(vectors),
-                local_pool=score(local.indices, size=len(pool)),
-                global_pool=score(union.indices, size=len(store), wrong_modality=wrong),
+                name=one.name,
+                task=one.task,
+                k=one.k,
+                num_queries=len(one.query_ids),
+                local_pool=pools[0],
+                global_pool=dataclasses.replace(pools[1], wrong_modality=wrong),
+                held_out=one.held_out,
+                missing=len(unseen),
             )
         )
-        for ranking, draws in ((local, local_draws), (union, global_draws)):
-            hits = metrics.hit_at_k(ranking.indices, relevant, test_set.k)
-            draws.append(metrics.bootstrap_means(hits, seed=set_seed))
+        local, union = (
+            metrics.bootstrap_means(one_pool.hit(one.k), seed=set_seed) for one_pool in judged
+        )
+        draws[one.name] = local, union
+    every = _group("all", scores, draws)
+    kinds = list(dict.fromkeys(one.task for one in scores))
+    tasks = [_group(kind, [one for one in scores if one.task == kind], draws) for kind in kinds]
+    parts = [
+        (name, [one for one in scores if one.held_out == held])
+        for name, held in (("seen", False), ("held out", True))
+    ]
     return Evaluation(
         sets=tuple(scores),
-        mean_local=_mean([s.local_pool.hit[s.k] for s in scores], local_draws),
-        mean_global=_mean([s.global_pool.hit[s.k] for s in scores], global_draws),
+        mean_local=every.local_pool,
+        mean_global=every.global_pool,
         instruction_choice=instruction_choice,
-        approximate=_approximate(sets, query_vectors, rankings, index) if index else None,
-        rankings=rankings,
+        approximate=_approximate(sets, query_vectors, rankings, rows, index) if index else None,
+        rankings=dict(rankings),
+        by_task=tuple(tasks),
+        by_protocol=tuple(_group(name, part, draws) for name, part in parts if part)
+        if parts[1][1]
+        else (),
+        rows=rows,
     )
 
 
-def _score(
-    indices: np.ndarray,
-    *,
-    relevant: Sequence[np.ndarray],
-    size: int,
-    k: int,
-    seed: int,
-    wrong_modality: float | None = None,
+def score_pool(
+    judged: metrics.Judged, *, size: int, k: int, seed: int, findable: np.ndarray
 ) -> PoolScores:
+    """Every metric of rankings in a pool of `size`; `findable`: int [Q], answers with a vector."""
     cuts = sorted({*CUTS, k})
-    counts = [len(rows) for rows in relevant]
 
     def interval(values: np.ndarray) -> Interval:
         return metrics.bootstrap_interval(values, seed=seed)
 
     return PoolScores(
         size=size,
-        hit={cut: interval(metrics.hit_at_k(indices, relevant, cut)) for cut in cuts},
-        chance={cut: float(metrics.chance_hit_at_k(size, counts, cut).mean()) for cut in cuts},
-        recall={cut: interval(metrics.recall_at_k(indices, relevant, cut)) for cut in cuts},
-        mrr=interval(metrics.reciprocal_rank(indices, relevant, cuts[-1])),
-        ndcg=interval(metrics.ndcg_at_k(indices, relevant, cuts[-1])),
-        wrong_modality=wrong_modality,
+        hit={cut: interval(judged.hit(cut)) for cut in cuts},
+        chance={cut: float(metrics.chance_hit_at_k(size, findable, cut).mean()) for cut in cuts},
+        recall={cut: interval(judged.recall(cut)) for cut in cuts},
+        mrr=interval(judged.reciprocal_rank(cuts[-1])),
+        ndcg=interval(judged.ndcg(NDCG_CUT)),
+        average_precision=interval(judged.average_precision(cuts[-1])),
     )
 
 
-def _mean(main: Sequence[Interval], draws: Sequence[np.ndarray]) -> Interval:
-    # Sets are resampled independently, and their means averaged draw by draw.
-    return metrics.interval_of(float(np.mean([m.mean for m in main])), np.mean(draws, axis=0))
+def seed_of(seed: int, number: int) -> int:
+    """The bootstrap's seed for the set with this number."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def _vectors_of(test_set: RetrievalSet, query_vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-    vectors = query_vectors.get(test_set.name)
-    if vectors is None or len(vectors) != len(test_set.query_ids):
-        found = "none" if vectors is None else str(len(vectors))
-        raise MarvelError(
-            f"{test_set.name}: expected {len(test_set.query_ids)} query vectors, found {found}."
-        )
-    if len(test_set.relevant) != len(test_set.query_ids) or not len(test_set.query_ids):
-        raise MarvelError(
-            f"{test_set.name}: {len(test_set.query_ids)} queries, answers for "
-            f"{len(test_set.relevant)} of them: expected at least one query, and one list each."
-        )
-    return vectors
-
-
-def _rows_of(test_set: RetrievalSet, store: VectorStore) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The pool's rows in the store, and for each query those of its right answers."""
-    pool = np.unique(store.rows_of(list(test_set.pool)))
-    answers = [list(dict.fromkeys(ids)) for ids in test_set.relevant]
-    for query_id, ids in zip(test_set.query_ids, answers, strict=True):
-        if not ids:
-            raise MarvelError(
-                f"{test_set.name}: query {query_id!r} has no relevant candidate. Remove it, or "
-                "add its answer to the qrels."
-            )
-    rows = store.rows_of([answer for ids in answers for answer in ids])
-    outside = np.flatnonzero(~np.isin(rows, pool))
-    if outside.size:
-        raise MarvelError(
-            f"{test_set.name}: {store.ids[int(rows[outside[0]])]!r} is a right answer of a query "
-            f"but not in the pool of {len(pool)} candidates ({outside.size} such answers)."
-        )
-    return pool, np.split(rows, np.cumsum([len(ids) for ids in answers])[:-1])
-
-
-def _wrong_modality(
+def wrong_modality(
     test_set: RetrievalSet,
     indices: np.ndarray,
     store: VectorStore,
@@ -280,42 +259,75 @@ def _wrong_modality(
     """The share of the first k answers in the global pool that are not of the modality asked."""
     if modality_of is None:
         return None
-    rows, places = np.unique(indices[:, : test_set.k], return_inverse=True)
+    first = indices[:, : test_set.k]
+    rows, places = np.unique(first[first >= 0], return_inverse=True)
     asked = test_set.candidate_modality
     wrong = np.array([modality_of(store.ids[int(row)]) != asked for row in rows])
-    return float(wrong[places].mean())
+    return float(wrong[places].mean()) if len(rows) else 0.0
+
+
+def plain(value: Any) -> Any:
+    """Intervals and speeds become objects, cuts become string keys."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def _group(
+    name: str,
+    scores: Sequence[SetScores],
+    draws: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> GroupScores:
+    # Sets are resampled independently, and their means averaged draw by draw.
+    local = [one.local_pool.hit[one.k].mean for one in scores]
+    union = [one.global_pool.hit[one.k].mean for one in scores]
+    resampled = [np.mean([draws[one.name][pool] for one in scores], axis=0) for pool in (0, 1)]
+    return GroupScores(
+        name=name,
+        sets=tuple(one.name for one in scores),
+        local_pool=metrics.interval_of(float(np.mean(local)), resampled[0]),
+        global_pool=metrics.interval_of(float(np.mean(union)), resampled[1]),
+    )
 
 
 def _approximate(
     sets: Sequence[RetrievalSet],
-    query_vectors: Mapping[str, np.ndarray],
+    query_vectors: Mapping[str, QueryVectors],
     rankings: Mapping[str, Rankings],
+    rows: Mapping[str, SetRows],
     index: ScannIndex,
 ) -> ApproximateScores:
-    recalls = {}
-    for test_set in sets:
-        whole = rankings[test_set.name].global_pool
-        exact = TopK(whole.scores[:, :_ANN_K], whole.indices[:, :_ANN_K])
-        found = index.search(query_vectors[test_set.name], _ANN_K)
-        recalls[test_set.name] = recall_against_exact(found, exact)
-    queries = np.concatenate([query_vectors[test_set.name] for test_set in sets])
-    timed = queries[:: max(1, len(queries) // _TIMED_QUERIES)][:_TIMED_QUERIES]
+    width = min(_ANN_K, len(index.store))
+    recalls: dict[str, np.ndarray] = {}
+    hits: dict[str, float] = {}
+    timed: list[np.ndarray] = []
+    every = max(1, sum(len(one.query_ids) for one in sets) // _TIMED_QUERIES)
+    for one in sets:
+        vectors = query_vectors[one.name]
+        queries = vectors.vectors() if isinstance(vectors, VectorStore) else vectors
+        whole = rankings[one.name].global_pool
+        deep = min(max(one.k, width), len(index.store))
+        found = index.search(queries, deep)
+        found.indices[~queries.any(axis=1)] = -1
+        first, exact = (
+            TopK(some.scores[:, :width], some.indices[:, :width]) for some in (found, whole)
+        )
+        recalls[one.name] = recall_against_exact(first, exact)
+        hits[one.name] = float(
+            metrics.judge(found.indices, rows[one.name].relevant).hit(one.k).mean()
+        )
+        timed.append(np.array(queries[::every]))
+    sample = np.concatenate(timed)[:_TIMED_QUERIES]
     return ApproximateScores(
         description=describe(index.config),
         build_seconds=index.build_seconds,
         recall=float(np.concatenate(list(recalls.values())).mean()),
         recall_by_set={name: float(recall.mean()) for name, recall in recalls.items()},
-        speed=measure(lambda part: index.search(part, _ANN_K), timed),
-        exact_speed=measure(lambda part: top_k(part, index.store, _ANN_K), timed),
+        speed=measure(lambda part: index.search(part, width), sample),
+        exact_speed=measure(lambda part: top_k(part, index.store, width), sample),
+        hit=hits,
     )
-
-
-def _plain(value: Any) -> Any:
-    """Intervals and speeds become objects, cuts become string keys."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -1,8 +1,6 @@
 """A reranker: a query and a candidate in, the logits of Yes and No out, one forward pass each."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,19 +13,17 @@ from marvel_jax.data.items import Item
 from marvel_jax.data.rerank import PairProcessor, Place
 from marvel_jax.data.rerank_sequence import Branched, Part
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import hash_bytes
 from marvel_jax.models import hub, peft
 from marvel_jax.models.config import Qwen2VLConfig
-from marvel_jax.models.kernels import choice
 from marvel_jax.models.lora import LoraConfig
 from marvel_jax.models.qwen2_vl import answer_logits, head_rows
 from marvel_jax.reranker_settings import RerankerSettings
+from marvel_jax.retrieval import placement, prefetch
 from marvel_jax.retrieval.rerank_rows import PackedPairs, Plan, Unit, packed, plan_units
 from marvel_jax.settings import check_tokenizer
 
 Progress = Callable[[int, int], None]  # (pairs done, pairs in all)
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _CACHE_BYTES = 256 << 20  # the same candidates come up for many queries
 
 
@@ -71,14 +67,13 @@ class Reranker:
           MarvelError: weights without a head, an unknown dtype or kernel, or `share_queries` with a
             kernel that cannot.
         """
-        if dtype not in _DTYPES:
-            raise MarvelError(f"dtype={dtype!r}: choose one of {', '.join(_DTYPES)}.")
+        checked = placement.checked_dtype(dtype)
         self.processor, self.architecture = processor, architecture
         self._dtype = dtype
-        self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), params)
+        self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, checked), params)
         head_rows(self._params, architecture)  # a model without a head is told now
         self._adapters, self._lora = adapters, lora
-        self.kernels = _kernels(kernel, architecture, dtype)
+        self.kernels = placement.kernels(kernel, architecture, dtype)
         can_share = self.kernels.kernels.language.name == "xla"
         if share_queries and not can_share:
             raise MarvelError(
@@ -90,7 +85,7 @@ class Reranker:
             partial(
                 answer_logits,
                 config=architecture,
-                dtype=jnp.dtype(dtype),
+                dtype=checked,
                 lora=lora,
                 kernels=self.kernels.kernels,
             ),
@@ -138,7 +133,7 @@ class Reranker:
             max_text_tokens=settings.max_text_tokens,
             cache_bytes=_CACHE_BYTES,
         )
-        checkpoint = hub.load(path, dtype=jnp.dtype(dtype) if dtype in _DTYPES else jnp.float32)
+        checkpoint = hub.load(path, dtype=placement.checked_dtype(dtype))
         check_tokenizer(
             processor.tokenizer.special,
             image_token_id=checkpoint.config.image_token_id,
@@ -163,17 +158,7 @@ class Reranker:
     def model_hash(self) -> str:
         """A content hash of the weights, adapters included, in the type they are used in."""
         if self._hash is None:
-            leaves = jax.tree_util.tree_leaves_with_path((self._params, self._adapters))
-            self._hash = hash_bytes(
-                *(
-                    chunk
-                    for path, leaf in leaves
-                    for chunk in (
-                        jax.tree_util.keystr(path).encode(),
-                        np.asarray(jax.device_get(leaf)).tobytes(),
-                    )
-                )
-            )
+            self._hash = placement.content_hash((self._params, self._adapters))
         return self._hash
 
     def manifest_fields(self) -> dict[str, Any]:
@@ -302,8 +287,8 @@ class Reranker:
     ) -> Iterator[tuple[PackedPairs, np.ndarray]]:
         """Yields rows and their pairs' logits [n, A]; rows are prepared ahead by threads."""
         attention = "branching" if self.share_queries else "causal"
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            for found in _ahead(pool, packed(plan, make)):
+        with prefetch.workers() as pool:
+            for found in prefetch.ahead(pool, lambda build: build(), packed(plan, make)):
                 logits = self._logits(
                     self._params,
                     found.rows,
@@ -335,29 +320,3 @@ def _distinct(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
     numbers = np.array([places.setdefault(id(item), len(places)) for item in items])
     first = np.unique(numbers, return_index=True)[1]
     return [items[place] for place in first.tolist()], numbers
-
-
-def _kernels(asked: str, architecture: Qwen2VLConfig, dtype: str) -> choice.Chosen:
-    """For the device that arrays go to when nobody says where."""
-    (device,) = jnp.zeros(()).devices()
-    return choice.choose(
-        asked,
-        platform=device.platform,
-        architecture=architecture,
-        dtype=dtype,
-        capability=getattr(device, "compute_capability", None),
-        field="kernel",
-    )
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, calls: Iterable[Callable[[], PackedPairs]], depth: int = 4
-) -> Iterator[PackedPairs]:
-    """Results in order, with `depth` calls under way while the caller works."""
-    waiting: deque[Any] = deque()
-    for call in calls:
-        waiting.append(pool.submit(call))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

@@ -1,6 +1,6 @@
 """Retrieved lists through a reranker: a mined file in, a file of raw scores out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ from marvel_jax.retrieval.rerank import Reranker
 _ADVICE = 'Nothing is scored: mine again for this source, with record="all".'
 
 
-class _List(NamedTuple):
-    """One query's retrieved candidates, best first."""
+class Retrieved(NamedTuple):
+    """One query's retrieved candidates, with their cosines."""
 
     query: int  # place in the source
-    ids: tuple[str, ...]
-    recall: tuple[float, ...]
+    ids: Sequence[str]
+    recall: Sequence[float]
 
 
 def rerank(
@@ -61,17 +61,51 @@ def rerank(
     if top < 1 or block < 1:
         raise MarvelError(f"top={top}, block={block}: give 1 or more of each.")
     manifest, lists = _read_lists(source, Path(mined), top=top)
+    return score_lists(
+        reranker,
+        source,
+        lists,
+        out,
+        origin={
+            "model_hash": manifest.get("model_hash"),
+            "lists": manifest["content_hash"],
+            "pool": manifest.get("settings", {}).get("pool"),
+            "settings": {"top": top, "seed": seed},
+        },
+        seed=seed,
+        batch_tokens=batch_tokens,
+        block=block,
+        progress=progress,
+    )
+
+
+def score_lists(
+    reranker: Reranker,
+    source: RetrievalSource,
+    lists: Sequence[Retrieved],
+    out: Path | str,
+    *,
+    origin: Mapping[str, Any],
+    seed: int = 0,
+    batch_tokens: int = 8192,
+    block: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """`rerank` of lists that are at hand, one a query; returns the file's manifest.
+
+    `origin` says what made the lists: the manifest's model_hash, lists, pool and settings.
+    """
     writer = teacher_writer(
         out,
         {
             **reranker.manifest_fields(),
-            "model_hash": manifest.get("model_hash"),
+            "model_hash": origin["model_hash"],
             "source_fingerprint": source.fingerprint,
             "queries_hash": queries_hash(source),
             "pool_hash": pool_hash(source),
-            "lists": manifest["content_hash"],
-            "pool": manifest.get("settings", {}).get("pool"),
-            "settings": {"top": top, "seed": seed},
+            "lists": origin["lists"],
+            "pool": origin["pool"],
+            "settings": origin["settings"],
         },
     )
     done = {row["qid"] for row in writer.done()}
@@ -87,7 +121,7 @@ def rerank(
 def _score(
     reranker: Reranker,
     source: RetrievalSource,
-    lists: Sequence[_List],
+    lists: Sequence[Retrieved],
     seed: int,
     batch_tokens: int,
 ) -> list[dict[str, Any]]:
@@ -119,7 +153,7 @@ def _score(
 
 def _read_lists(
     source: RetrievalSource, path: Path, *, top: int
-) -> tuple[dict[str, Any], list[_List]]:
+) -> tuple[dict[str, Any], list[Retrieved]]:
     """The manifest, and the first `top` results of each query of the source, in its order."""
     manifest, lines = read_mined(path)
     check_origin(path, manifest, source, {})
@@ -132,7 +166,7 @@ def _read_lists(
     for number, query in enumerate(source.queries):
         places.setdefault(query.id, number)
     offenders = Offenders()
-    found: dict[int, _List] = {}
+    found: dict[int, Retrieved] = {}
     for line in lines:
         if line.qid not in places:
             offenders.add("lines for no query of the source", line.qid)
@@ -156,7 +190,7 @@ def _read_lists(
     return manifest, [found[place] for place in sorted(found)]
 
 
-def _first(line: MinedLine, place: int, top: int) -> _List:
+def _first(line: MinedLine, place: int, top: int) -> Retrieved:
     ranked = sorted(
         (rank, name, similarity)
         for name, rank, similarity in zip(
@@ -164,7 +198,7 @@ def _first(line: MinedLine, place: int, top: int) -> _List:
         )
         if rank is not None and rank <= top
     )
-    return _List(
+    return Retrieved(
         place,
         tuple(name for _, name, _ in ranked),
         tuple(similarity for *_, similarity in ranked),

@@ -1,213 +1,39 @@
 """A vector store: unit vectors in memory-mapped shards, their ids, and what made them.
 
-A folder with `manifest.json`, and per shard `vectors-00000.npy` (float32 [rows, D]) and
-`ids-00000.npy` (UTF-8 bytes [rows], the same order). It is written under a temporary name beside
-its own and renamed when whole, so a folder of that name is a whole store.
+A folder with `manifest.json`, and per shard `vectors-00000.npy` (see `store_types`) and
+`ids-00000.npy` (see `store_ids`), the same order in both. `store_writer` writes it.
 """
 
-import dataclasses
 import functools
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal
 
 import numpy as np
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import hash_bytes, hash_files, read_json, write_json
+from marvel_jax.files import hash_bytes, hash_files
+from marvel_jax.retrieval import store_types
+from marvel_jax.retrieval.store_ids import Ids, ids_blob
+from marvel_jax.retrieval.store_manifest import (
+    Manifest,
+    ShardRecord,
+    ids_name,
+    partial_path,
+    read_manifest,
+    vectors_name,
+)
+from marvel_jax.retrieval.store_pages import Mapped, load_array, open_mapped
+from marvel_jax.retrieval.store_types import StoreType
 
-VERSION = 1
-_NORM_TOLERANCE = 1e-3  # float32 vectors are within 1e-6; a forgotten normalisation is far off
+# Stores up to this size stay in memory once they were read; of larger ones what was read is given
+# back, so that memory does not grow with the corpus.
+RESIDENT_BYTES = 256 << 20
+_BLOCKS_BEHIND = 2  # blocks that a consumer may still be computing with
+# The system maps up to half a megabyte around a row that is picked.
+_PICKED_ROWS = 256  # of a shard, after which its pages are given back
 
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What made the vectors (the embedder's fields) and what they are (the store's fields)."""
-
-    model_hash: str
-    processor_hash: str
-    template: str
-    attention: str
-    pooling: str
-    positions: str
-    min_pixels: int
-    max_pixels: int
-    dimension: int
-    count: int
-    source_hash: str
-    dtype: str = "float32"
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        if self.dtype != "float32":
-            raise MarvelError(f"dtype={self.dtype!r}: this version stores vectors as 'float32'.")
-        if self.version != VERSION:
-            raise MarvelError(
-                f"version={self.version}: this version of marvel-jax reads and writes vector "
-                f"stores of version {VERSION}. Encode the corpus again."
-            )
-        if self.dimension < 1 or self.count < 1:
-            raise MarvelError(
-                "A vector store needs a dimension and a count of at least 1, found "
-                f"dimension={self.dimension}, count={self.count}."
-            )
-
-
-class _Shard(NamedTuple):
-    """One shard's record: number of rows and content hashes of its two files."""
-
-    rows: int
-    vectors_hash: str
-    ids_hash: str
-
-
-class StoreWriter:
-    """Writes a store shard by shard; a killed writer resumes at its last whole shard.
-
-    Append the rows from `completed` on, in order, then `finish()`.
-    """
-
-    def __init__(self, path: Path | str, manifest: Manifest, *, shard_rows: int = 65536) -> None:
-        """Starts the store at `path`, or resumes one that was not finished.
-
-        Raises:
-          MarvelError: `path` exists, or an unfinished store beside it has another manifest.
-        """
-        self.path = Path(path)
-        self.manifest = manifest
-        self.shard_rows = shard_rows
-        self._partial = partial_path(self.path)
-        self._ids: list[bytes] = []
-        self._vectors: list[np.ndarray] = []
-        self._shards: list[_Shard] = []
-        if self.path.exists():
-            raise MarvelError(f"{self.path} exists already: choose another folder, or remove it.")
-        if (self._partial / "manifest.json").exists():
-            self._resume()
-        else:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-            write_json(self._partial / "manifest.json", dataclasses.asdict(manifest))
-
-    @property
-    def completed(self) -> int:
-        """Rows that are safely on disk: where to go on after a kill."""
-        return sum(shard.rows for shard in self._shards)
-
-    def _resume(self) -> None:
-        found = read_json(self._partial / "manifest.json")
-        found.pop("shards", None)  # killed inside `finish`
-        wanted = dataclasses.asdict(self.manifest)
-        if found != wanted:
-            differences = "; ".join(
-                f"{name} is {found.get(name)!r} there, {value!r} here"
-                for name, value in wanted.items()
-                if found.get(name) != value
-            )
-            raise MarvelError(
-                f"{self._partial} holds an unfinished store made otherwise ({differences}). "
-                "Go on with the same model and source, or remove that folder."
-            )
-        while (record := self._partial / f"shard-{len(self._shards):05d}.json").exists():
-            self._shards.append(_Shard(**read_json(record)))
-
-    def append(self, ids: Sequence[str], vectors: np.ndarray) -> None:
-        """Adds rows: ids [n] and unit vectors float32 [n, D].
-
-        Raises:
-          MarvelError: an id is empty, a vector is not finite or not of unit norm (the id is
-            named), or the shapes disagree with each other or with the manifest.
-        """
-        vectors = np.asarray(vectors, dtype=np.float32)
-        expected = (len(ids), self.manifest.dimension)
-        if vectors.shape != expected:
-            raise MarvelError(
-                f"{self.path}: expected vectors of shape {expected} for {len(ids)} ids and "
-                f"dimension {self.manifest.dimension}, found {vectors.shape}."
-            )
-        norms = np.linalg.norm(vectors, axis=1)
-        wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # ~ so that NaN is wrong
-        if wrong.size:
-            raise MarvelError(
-                f"{self.path}: the vector of {ids[wrong[0]]!r} has norm {norms[wrong[0]]:g}, "
-                f"expected 1 ({wrong.size} such rows of {len(ids)}). Vectors must be finite and "
-                "normalised."
-            )
-        for name in ids:
-            if not name or "\0" in name:
-                raise MarvelError(f"{self.path}: {name!r} cannot be an id: empty, or with a NUL.")
-        self._ids.extend(name.encode() for name in ids)
-        self._vectors.append(vectors)
-        while len(self._ids) >= self.shard_rows:
-            self._flush(self.shard_rows)
-
-    def _flush(self, rows: int) -> None:
-        vectors = np.concatenate(self._vectors)
-        number = len(self._shards)
-        vectors_file = self._partial / _vectors_name(number)
-        ids_file = self._partial / _ids_name(number)
-        np.save(vectors_file, vectors[:rows])
-        np.save(ids_file, np.array(self._ids[:rows]))
-        shard = _Shard(rows, hash_files(vectors_file), hash_files(ids_file))
-        # The record is what commits the shard: files without one are written again.
-        write_json(self._partial / f"shard-{number:05d}.json", shard._asdict())
-        self._shards.append(shard)
-        self._ids = self._ids[rows:]
-        self._vectors = [vectors[rows:]]
-
-    def finish(self) -> "VectorStore":
-        """Writes what is left, checks the whole, renames it to `path` and opens it.
-
-        Raises:
-          MarvelError: fewer or more rows than the manifest's count, or an id that occurs twice.
-        """
-        if self._ids:
-            self._flush(len(self._ids))
-        if self.completed != self.manifest.count:
-            raise MarvelError(
-                f"{self.path}: the manifest promises {self.manifest.count} rows, "
-                f"{self.completed} were written."
-            )
-        manifest = {
-            **dataclasses.asdict(self.manifest),
-            "shards": [shard._asdict() for shard in self._shards],
-        }
-        write_json(self._partial / "manifest.json", manifest)
-        try:
-            VectorStore.open(self._partial, check="layout")
-        except MarvelError:  # e.g. an id twice: nothing that is appended could mend it
-            shutil.rmtree(self._partial)
-            raise
-        self._partial.replace(self.path)
-        # Only now: until the store has its name, the records are what a killed writer resumes by.
-        for record in self.path.glob("shard-*.json"):
-            record.unlink()
-        return VectorStore.open(self.path, check="layout")
-
-
-class Ids(Sequence[str]):
-    """The ids of a store in its order, decoded one by one from the memory map."""
-
-    def __init__(self, shards: Sequence[np.ndarray]) -> None:
-        self._shards = shards
-        self._starts = np.cumsum([0] + [len(shard) for shard in shards])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = index + len(self) if index < 0 else index
-        if not 0 <= row < len(self):
-            raise IndexError(index)
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return bytes(self._shards[shard][row - self._starts[shard]]).decode()
+Progress = Callable[[int, int], None]
 
 
 class VectorStore:
@@ -218,24 +44,28 @@ class VectorStore:
         path: Path,
         manifest: Manifest,
         *,
-        shards: Sequence[np.ndarray],
-        ids: Sequence[np.ndarray],
+        shards: Sequence[Mapped],
+        ids: Ids,
         content_hash: str,
     ) -> None:
         self.path = path
         self.manifest = manifest
-        self.ids = Ids(ids)
+        self.ids = ids
         self.content_hash = content_hash
         self._shards = shards
-        self._starts = np.cumsum([0] + [len(shard) for shard in shards])
-        # UTF-8 bytes sort as their strings do, so that one argsort gives the order of ids.
-        self._keys = np.concatenate(list(ids))
-        self._order = np.argsort(self._keys, kind="stable")
-        self._check_duplicates()
+        self._starts = np.cumsum([0] + [len(shard.array) for shard in shards])
+        self._streamed = self.bytes_per_vector * len(self) > RESIDENT_BYTES
+        if self._streamed:
+            for shard in shards:
+                shard.expect_random()
 
     @classmethod
     def open(
-        cls, path: Path | str, *, check: Literal["content", "layout"] = "content"
+        cls,
+        path: Path | str,
+        *,
+        check: Literal["content", "layout"] = "content",
+        progress: Progress | None = None,
     ) -> "VectorStore":
         """Opens a store and verifies it.
 
@@ -243,6 +73,7 @@ class VectorStore:
           path: the folder.
           check: "content" reads every shard once against its hash; "layout" checks counts,
             shapes, types and ids only, for a store too large to be read twice.
+          progress: called with (rows verified, rows in all).
 
         Raises:
           MarvelError: the folder is missing, is not a store, or is damaged; the file is named.
@@ -256,47 +87,25 @@ class VectorStore:
                 else " Make one with `marvel encode`."
             )
             raise MarvelError(f"{path} is not a vector store: no such folder.{hint}")
-        record = read_json(path / "manifest.json")
-        names = [field.name for field in dataclasses.fields(Manifest)]
-        if not isinstance(record, dict) or set(record) != {*names, "shards"}:
-            raise MarvelError(
-                f"{path / 'manifest.json'} is not the manifest of a whole vector store: expected "
-                f"the fields {', '.join([*names, 'shards'])}."
-            )
-        records = [_Shard(**shard) for shard in record.pop("shards")]
-        manifest = Manifest(**record)
-        vectors, ids = [], []
-        for number, shard in enumerate(records):
-            files = (path / _vectors_name(number), path / _ids_name(number))
-            hashes = (shard.vectors_hash, shard.ids_hash)
-            for file, expected in zip(files, hashes, strict=True):
-                if file.is_file() and check == "content" and hash_files(file) != expected:
-                    raise MarvelError(
-                        f"{file} is damaged: its content does not have the hash {expected} of the "
-                        "manifest. Encode the corpus again."
-                    )
-            shape = (shard.rows, manifest.dimension)
-            vectors.append(_map(files[0], shape=shape, kind="f"))
-            ids.append(_map(files[1], shape=(shard.rows,), kind="S"))
-        rows = sum(shard.rows for shard in records)
-        if rows != manifest.count:
-            raise MarvelError(
-                f"{path}: the manifest counts {manifest.count} rows, its shards hold {rows}."
-            )
+        manifest, records = read_manifest(path)
+        kind, length = store_types.stored_row(manifest.dtype, manifest.dimension)
+        shards, blobs, done = [], [], 0
+        for number, record in enumerate(records):
+            if not record.rows:
+                continue
+            files = (path / vectors_name(number), path / ids_name(number))
+            if check == "content":
+                _check_content(files, record)
+            shards.append(open_mapped(files[0], shape=(record.rows, length), dtype=kind))
+            blobs.append(_read_ids(files[1], rows=record.rows))
+            done += record.rows
+            if progress is not None:
+                progress(done, manifest.count)
         content_hash = hash_bytes(
-            *(f"{shard.vectors_hash}{shard.ids_hash}".encode() for shard in records)
+            *(f"{record.vectors_hash}{record.ids_hash}".encode() for record in records)
         )
-        return cls(path, manifest, shards=vectors, ids=ids, content_hash=content_hash)
-
-    def _check_duplicates(self) -> None:
-        ordered = self._keys[self._order]
-        same = np.flatnonzero(ordered[1:] == ordered[:-1])
-        if same.size:
-            first, second = self._order[same[0]], self._order[same[0] + 1]
-            raise MarvelError(
-                f"{self.path}: the id {self.ids[int(first)]!r} occurs twice (rows {first} and "
-                f"{second}); {same.size} ids in all are repeated. Ids must be unique."
-            )
+        ids = Ids(blobs, where=path)
+        return cls(path, manifest, shards=shards, ids=ids, content_hash=content_hash)
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -306,21 +115,31 @@ class VectorStore:
         """Length of a vector."""
         return self.manifest.dimension
 
+    @property
+    def dtype(self) -> StoreType:
+        """The type of the stored numbers."""
+        return self.manifest.dtype
+
+    @property
+    def bytes_per_vector(self) -> int:
+        """Bytes of a vector on disk."""
+        return store_types.bytes_per_vector(self.dtype, self.dimension)
+
     @functools.cached_property
     def id_rank(self) -> np.ndarray:
         """int32 [N]: the place of each row's id among the sorted ids."""
-        rank = np.empty(len(self), np.int32)
-        rank[self._order] = np.arange(len(self), dtype=np.int32)
-        return rank
+        return self.ids.rank()
 
     def require(self, **fields: Any) -> None:
         """Refuses a store whose manifest says otherwise, e.g. `require(model_hash=..., ...)`.
+
+        `dimension` is the model's: a truncated store is one of its model still.
 
         Raises:
           MarvelError: a field differs; both values are named.
         """
         for name, wanted in fields.items():
-            found = getattr(self.manifest, name)
+            found = getattr(self.manifest, "model_dimension" if name == "dimension" else name)
             if found != wanted:
                 raise MarvelError(
                     f"{self.path}: this vector store has {name}={found!r}, but {name}={wanted!r} "
@@ -333,10 +152,8 @@ class VectorStore:
         Raises:
           MarvelError: an id that the store does not hold.
         """
-        keys = np.array([name.encode() for name in ids], dtype=np.bytes_)
-        places = np.searchsorted(self._keys, keys, sorter=self._order)
-        rows = self._order[np.minimum(places, len(self) - 1)]
-        unknown = np.flatnonzero(self._keys[rows] != keys)
+        rows = self.ids.rows_of(ids)
+        unknown = np.flatnonzero(rows < 0)
         if unknown.size:
             raise MarvelError(
                 f"{self.path}: the store has no vector for {ids[unknown[0]]!r} "
@@ -344,57 +161,122 @@ class VectorStore:
             )
         return rows
 
+    def fit(self, queries: np.ndarray) -> np.ndarray:
+        """Queries float32 [Q, D] as this store can be asked: truncated where it is.
+
+        Args:
+          queries: as the model gives them, or of the store's dimension already.
+
+        Raises:
+          MarvelError: they have another dimension, or are not finite.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if queries.ndim == 2 and queries.shape[1] == self.manifest.full_dimension:
+            queries = store_types.truncate(queries, self.dimension)
+        if queries.ndim != 2 or queries.shape[1] != self.dimension:
+            raise MarvelError(
+                f"The queries have shape {queries.shape}, but the corpus has dimension "
+                f"{self.manifest.model_dimension}: encode both with the same model."
+            )
+        return queries
+
     def vectors(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """float32 [n, D]: these rows in the order given, or all of them."""
+        """float32 [n, D]: these rows in the order given, or all of them, decoded."""
         if rows is None:
-            return np.concatenate(self._shards) if len(self._shards) > 1 else self._shards[0]
+            parts = [self._decode(shard.array) for shard in self._shards]
+            return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return self._decode(self.stored(rows))
+
+    def stored(self, rows: np.ndarray) -> np.ndarray:
+        """Stored rows [n, W], as `store_types` describes them, in the order given."""
         rows = np.asarray(rows, dtype=np.int64)
-        if len(self._shards) == 1:
-            return self._shards[0][rows]
-        result = np.empty((len(rows), self.dimension), np.float32)
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(shard_of):
-            chosen = shard_of == shard
-            result[chosen] = self._shards[shard][rows[chosen] - self._starts[shard]]
+        if len(self._shards) == 1 and not self._streamed:
+            return self._shards[0].array[rows]
+        kind, length = store_types.stored_row(self.dtype, self.dimension)
+        result = np.empty((len(rows), length), kind)
+        # In the order of the file, whatever the order that is asked for.
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], self._starts)
+        for number, shard in enumerate(self._shards):
+            first, last = int(bounds[number]), int(bounds[number + 1])
+            for start in range(first, last, _PICKED_ROWS):
+                chosen = order[start : min(start + _PICKED_ROWS, last)]
+                result[chosen] = shard.array[rows[chosen] - self._starts[number]]
+                if self._streamed:
+                    shard.release(0, len(shard.array))
         return result
+
+    def release(self) -> None:
+        """Gives back what a large store's rows hold of memory; harmless while others read."""
+        self._release(0, len(self))
 
     def blocks(self, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (first row, float32 [<= rows_per_block, D]) over the store in order."""
-        for start in range(0, len(self), rows_per_block):
-            stop = min(start + rows_per_block, len(self))
-            shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-            if stop <= self._starts[shard + 1]:
-                offset = self._starts[shard]
-                yield start, self._shards[shard][start - offset : stop - offset]
-            else:
-                yield start, self.vectors(np.arange(start, stop))
+        for start, stored in self.stored_blocks(rows_per_block):
+            yield start, self._decode(stored)
+
+    def stored_blocks(self, rows_per_block: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (first row, stored rows [<= rows_per_block, W]) over the store in order.
+
+        The next block is read from disk meanwhile; of a large store the pages before the last
+        `_BLOCKS_BEHIND` are given back.
+        """
+        size, released = len(self), 0
+        self._fetch(0, rows_per_block)
+        try:
+            for start in range(0, size, rows_per_block):
+                stop = min(start + rows_per_block, size)
+                self._fetch(stop, stop + rows_per_block)
+                yield start, self._between(start, stop)
+                behind = stop - _BLOCKS_BEHIND * rows_per_block
+                if behind > released:
+                    self._release(released, behind)
+                    released = behind
+        finally:
+            self.release()
+
+    def _between(self, start: int, stop: int) -> np.ndarray:
+        parts = [shard.array[first:last] for shard, first, last in self._parts(start, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[Mapped, int, int]]:
+        """Where rows [start, stop) lie: shards, each with its own first and last row."""
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while shard < len(self._shards) and self._starts[shard] < stop:
+            offset, length = int(self._starts[shard]), len(self._shards[shard].array)
+            yield self._shards[shard], max(0, start - offset), min(length, stop - offset)
+            shard += 1
+
+    def _fetch(self, start: int, stop: int) -> None:
+        if self._streamed:
+            for shard, first, last in self._parts(start, stop):
+                shard.fetch(first, last)
+
+    def _release(self, start: int, stop: int) -> None:
+        if self._streamed:
+            for shard, first, last in self._parts(start, stop):
+                shard.release(first, last)
+
+    def _decode(self, stored: np.ndarray) -> np.ndarray:
+        return store_types.decode(stored, self.dtype, dimension=self.dimension)
 
 
-def partial_path(path: Path | str) -> Path:
-    """Where a store that will be `path` is written until it is whole."""
-    path = Path(path)
-    return path.parent / f".{path.name}.unfinished"
+def _check_content(files: tuple[Path, Path], record: ShardRecord) -> None:
+    for file, expected in zip(files, (record.vectors_hash, record.ids_hash), strict=True):
+        if file.is_file() and hash_files(file) != expected:
+            raise MarvelError(
+                f"{file} is damaged: its content does not have the hash {expected} of the "
+                "manifest. Encode the corpus again."
+            )
 
 
-def _vectors_name(number: int) -> str:
-    return f"vectors-{number:05d}.npy"
-
-
-def _ids_name(number: int) -> str:
-    return f"ids-{number:05d}.npy"
-
-
-def _map(file: Path, *, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MarvelError(f"{file} is missing: the vector store is incomplete.") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise MarvelError(f"{file} is not a readable .npy array: {error}.") from error
-    expected = "float32" if kind == "f" else "bytes"
-    if array.shape != shape or array.dtype.kind != kind or (kind == "f" and array.itemsize != 4):
+def _read_ids(file: Path, *, rows: int) -> np.ndarray:
+    blob = load_array(file, mapped=True)
+    if blob.dtype.kind == "S":  # a store of version 1: bytes of one width
+        blob = ids_blob(blob.tolist())
+    if blob.dtype != np.uint8 or blob.ndim != 1 or np.count_nonzero(blob == 0) != rows:
         raise MarvelError(
-            f"{file}: expected {expected} of shape {shape}, found {array.dtype} of shape "
-            f"{array.shape}. Encode the corpus again."
+            f"{file}: expected {rows} ids, each closed by a NUL, found {blob.dtype} of shape "
+            f"{blob.shape}. Encode the corpus again."
         )
-    return array
+    return np.asarray(blob)

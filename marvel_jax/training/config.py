@@ -8,11 +8,13 @@ from marvel_jax.data.batch import RowShape
 from marvel_jax.data.plan_groups import Batches
 from marvel_jax.data.sources import Reader, SourceConfig
 from marvel_jax.errors import MarvelError
+from marvel_jax.losses.matryoshka import check_widths
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.models.lora import LoraConfig
 from marvel_jax.parallel.mesh import MeshConfig
 from marvel_jax.parallel.sharding import ShardingRules
 from marvel_jax.settings import EmbeddingSettings
+from marvel_jax.training.loss_config import LossConfig
 from marvel_jax.training.objective_config import (
     DistillationConfig,
     Objective,
@@ -69,44 +71,6 @@ class ModelConfig:
         )
         if self.frozen is not None:
             _require_pattern(self.frozen, "model.frozen")
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """InfoNCE and its relatives, over every candidate of the global batch.
-
-    implementation: "dense" (plain arrays), "gather" (each shard's queries against all candidates),
-      "ring" (blocks go round; memory flat in the batch), or "auto": see
-      `training.step.loss_implementation`.
-    form: of the loss, see `losses.contrastive`; only "softmax" goes round the ring.
-    symmetric: adds the direction from candidates to queries.
-    in_batch_negatives: False leaves a query its own positives and hard negatives only.
-    tile: rows (gather), rows and columns (ring) of the similarities that exist at one time.
-    """
-
-    implementation: Literal["auto", "dense", "gather", "ring"] = "auto"
-    form: Literal["softmax", "sigmoid", "llave", "focal", "focal_abs", "diht"] = "softmax"
-    symmetric: bool = False
-    in_batch_negatives: bool = True
-    tile: int = 1024
-
-    def __post_init__(self) -> None:
-        _require(self.tile > 0, f"loss.tile={self.tile} must be positive, e.g. 1024.")
-        _require(
-            self.implementation != "ring" or self.form == "softmax",
-            f"loss.implementation='ring' cannot do loss.form={self.form!r}: use "
-            "loss.implementation='gather', or loss.form='softmax'.",
-        )
-        _require(
-            self.in_batch_negatives or not self.symmetric,
-            "loss.symmetric=True needs loss.in_batch_negatives=True: without the batch's other "
-            "queries a candidate has nothing to be told from.",
-        )
-        _require(
-            self.form != "sigmoid" or not self.symmetric,
-            "loss.symmetric=True beside loss.form='sigmoid', which is the same in both "
-            "directions: leave loss.symmetric=False.",
-        )
 
 
 @dataclass(frozen=True)
@@ -377,5 +341,13 @@ class TrainConfig:
         _require(
             self.chunk_rows is None or self.chunk_rows > 0,
             f"chunk_rows={self.chunk_rows} must be positive, or None for one forward pass.",
+        )
+        if self.model.scratch is not None:  # what is loaded, the step checks
+            check_widths(self.loss.matryoshka, whole=self.model.scratch.text.hidden_size)
+        _require(
+            self.embedding.template != "umarvel_released",
+            "embedding.template='umarvel_released' is for weights that were trained with it: it "
+            "makes its marker tokens anew at every load, so training them would be lost. Train "
+            "with template='marvel'.",
         )
         check_objective(self)

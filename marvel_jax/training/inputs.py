@@ -55,12 +55,6 @@ def open_inputs(config: TrainConfig) -> Inputs:
     Raises:
       MarvelError: one is missing, or the tokenizer does not fit the architecture.
     """
-    if config.embedding.template == "umarvel_released":
-        raise MarvelError(
-            "embedding.template='umarvel_released' is for weights that were trained with it: it "
-            "makes its marker tokens anew at every load, so training them would be lost. Train "
-            "with template='marvel'."
-        )
     source = open_source(config.data, rerank=config if config.objective == "rerank" else None)
     weights_folder = weights_hash = None
     if config.model.source is not None:

@@ -158,6 +158,11 @@ def check_objective(config: Run) -> None:
         "retention with objective='rerank', whose loss is a next-token loss itself: leave it None.",
     )
     _require(
+        config.data.hard_negatives == 0 or objective != "rerank",
+        f"data.hard_negatives={config.data.hard_negatives} with objective='rerank' would not be "
+        "used: set 0, and say in rerank.negatives how many each query has.",
+    )
+    _require(
         config.data.hard_negatives > 0
         or objective == "rerank"
         or not any(part.mined for part in config.data.sources),
@@ -169,6 +174,17 @@ def check_objective(config: Run) -> None:
         not taught or objective == "distillation",
         f"data.teacher with objective={objective!r} would not be used: set "
         "objective='distillation', or leave it None.",
+    )
+    _require(
+        config.data.taught_by is None or bool(taught),
+        f"data.taught_by={config.data.taught_by!r} without data.teacher has nothing to check: "
+        "name a file of teacher scores, or leave it None.",
+    )
+    _require(
+        config.data.retrieved_by is None
+        or any(part.mined or part.teachers for part in config.data.sources),
+        f"data.retrieved_by={config.data.retrieved_by!r} without data.mined and data.teacher has "
+        "nothing to check: name a file, or leave it None.",
     )
     _require(
         config.loss.in_batch_negatives or config.data.hard_negatives + listed(config) > 0,

@@ -101,12 +101,15 @@ def initial_log_temperature(config: "OptimizerConfig", *, loaded: float | None) 
     start = config.temperature
     if start is None:
         start = PUBLISHED_TEMPERATURE if loaded is None else loaded
-        if not config.temperature_min <= start <= config.temperature_max:
+        # One that was held at a bound came back through a float32 logarithm.
+        low, high = config.temperature_min * (1 - 1e-6), config.temperature_max * (1 + 1e-6)
+        if not low <= start <= high:
             raise MarvelError(
                 f"the model's temperature is {start:g}, outside of optimizer.temperature_min="
                 f"{config.temperature_min} and temperature_max={config.temperature_max}: widen "
                 "them, or give optimizer.temperature."
             )
+        start = min(max(start, config.temperature_min), config.temperature_max)
     return jnp.log(jnp.float32(start))
 
 

@@ -59,11 +59,14 @@ def listed_source(
     """The source whose negatives are the mined lists; without a mined file the source as it is.
 
     Raises:
-      MarvelError: the file does not fit the source (`with_listed_negatives`).
+      MarvelError: the file does not fit the source, or is not of the model that
+        `data.retrieved_by` names (`with_listed_negatives`).
     """
     if mined is None:
         return source
-    return with_listed_negatives(source, mined, top=_rerank(config).top)
+    return with_listed_negatives(
+        source, mined, top=_rerank(config).top, model_hash=config.data.retrieved_by
+    )
 
 
 def make_rerank_plan(

@@ -32,14 +32,17 @@ _PACE = (
     "model.source",  # a folder that has moved is the same folder: content counts, not its path
     "loss.implementation",
     "loss.tile",
-    # Where data is: its content counts, by the source's and the processor's fingerprints.
+    # Where data is: its content counts, by the fingerprints of source, texts and processor.
     "data.path",
     "data.images",
     "data.mined",
+    "data.teacher",
     "data.tokenizer",
     "data.mixture.path",
     "data.mixture.images",
     "data.mixture.mined",
+    "data.mixture.teacher",
+    "retention.path",
     "data.prefetch",
 )
 
@@ -61,10 +64,12 @@ def describe(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
 
 
 def _remove(branch: Any, path: list[str]) -> None:
-    """Removes a field, from every element where the way goes through a list."""
+    """Removes a field, from every element where the way goes through a list; None has no fields."""
     if isinstance(branch, list):
         for element in branch:
             _remove(element, path)
+    elif branch is None:
+        return
     elif len(path) == 1:
         branch.pop(path[0])
     else:

@@ -1,6 +1,5 @@
 """The checks of a device pass where it is right, and say so where it is not."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from marvel_jax.bench import accelerator_checks, accelerator_steps, bare, kernels
+from marvel_jax.bench import accelerator_checks, accelerator_steps, kernels
 from marvel_jax.bench.accelerator_checks import OutOfTimeError, Shape
 from marvel_jax.models.kernels import XLA, Kernel
 
@@ -218,17 +217,10 @@ for name in {absent!r}:
     sys.modules[name] = None
 from marvel_jax.bench import accelerator, bare
 assert {{"PIL", "grain", "torch"}} <= set(bare.missing()), bare.missing()
-bare.do_without_pillow()
-assert "PIL" in bare.missing()
 from marvel_jax.bench import lora_step, shapes
 from marvel_jax.bench.accelerator_steps import STEPS, Given, messages, step_options
 config, batch = lora_step.make_batch(step_options(quick=True), shapes.TINY, shards=1)
 assert batch.rows.tokens.shape[1] == 128 and len(batch.query_slot) == 8
-import PIL.Image
-try:
-    PIL.Image.Image()
-except ImportError as error:
-    assert "pillow" in str(error)
 given = Given(True, lambda: 60.0, "cpu", "cpu")
 for step in STEPS:
     if step.name in ("machine", "encode 2B, torch"):
@@ -240,12 +232,3 @@ import marvel_jax.bench.encode, marvel_jax.training.step, marvel_jax.training.te
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[['facts']]", "[['skipped']]"]
-
-
-def test_pillow_is_left_alone_where_it_is():
-    import PIL.Image
-
-    before = PIL.Image.Image
-    bare.do_without_pillow()
-    assert PIL.Image.Image is before and "PIL" not in bare.missing()
-    assert functools.reduce(getattr, ("Image", "Image"), sys.modules["PIL"]) is before

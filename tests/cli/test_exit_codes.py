@@ -13,11 +13,21 @@ from marvel_jax.retrieval.embedder import Embedder
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {
-    "data": ("emoji", "make-mbeir"),
-    "bench": ("loss", "step", "depth", "pack", "attention", "encode"),
+    "data": ("emoji", "make-mbeir", "check", "download"),
+    "bench": (
+        "loss",
+        "step",
+        "depth",
+        "pack",
+        "attention",
+        "encode",
+        "search",
+        "union",
+        "preprocess",
+    ),
 }
 COMMANDS = ("plan", "run", "table", "quickstart", "train", "encode", "index", "search", "mine")
-COMMANDS += ("evaluate", "import", "export")
+COMMANDS += ("convert", "evaluate", "report", "import", "export")
 
 
 def test_an_error_is_one_message_and_no_traceback(marvel, tmp_path):

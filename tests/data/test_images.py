@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,6 +169,47 @@ def test_a_picture_too_large_to_be_honest_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
     with warnings.catch_warnings(), pytest.raises(MarvelError, match=r"a\.png"):
         images.load_image(Image(samples.png(64, 64), name="a.png"))
+
+
+def test_a_bomb_is_refused_by_its_header_before_a_pixel_is_decoded(monkeypatch) -> None:
+    stored = samples.png(64, 64)
+    monkeypatch.setattr(images, "MOST_PIXELS", 64 * 64)
+    assert images.load_image(Image(stored)).size == (64, 64)
+    monkeypatch.setattr(images, "MOST_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr(PIL.Image.Image, "load", lambda self: pytest.fail("pixels are decoded"))
+    for read in (images.load_image, images.image_size):
+        with pytest.raises(
+            images.ImageError, match=r"Item 9:1: .*a\.png .*64x64 pixels, more"
+        ) as info:
+            read(Image(stored, name="a.png"), item_id="9:1")
+        assert info.value.file == "a.png" and "64x64" in info.value.reason
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "refused"), [(1, 10_000, True), (49, 10_000, True), (50, 10_000, False),
+                                     (1, 1, False), (200, 1, False), (201, 1, True)]
+)  # fmt: skip
+def test_very_wide_and_very_small_pictures(height: int, width: int, refused: bool) -> None:
+    image, geometry = Image(np.zeros((height, width, 3), np.uint8), name="odd.png"), ImageGeometry()
+    if refused:
+        for read in (images.grid, images.PatchCache(0).patches):
+            with pytest.raises(images.ImageError, match=rf"9:1: .*odd\.png.*{width}x{height}"):
+                read(image, geometry, item_id="9:1")
+        return
+    patches, (rows, columns) = images.PatchCache(0).patches(image, geometry)
+    assert len(patches) == rows * columns and (rows, columns) == images.grid(image, geometry)
+    assert rows * columns * 14 * 14 <= geometry.max_pixels or min(rows, columns) == 2
+
+
+@given(st.binary(max_size=64), st.integers(0, 400))
+def test_any_damage_is_an_error_that_names_the_item_or_a_picture(noise: bytes, place: int) -> None:
+    stored = bytearray(encoded(samples.picture(12, 9), "JPEG"))
+    stored[place : place + len(noise)] = noise
+    try:
+        loaded = images.load_image(Image(bytes(stored), name="x.jpg"), item_id="9:1")
+        assert loaded.mode == "RGB"
+    except images.ImageError as error:
+        assert "9:1" in str(error) and error.file == "x.jpg" and error.reason
 
 
 def test_an_array_of_another_type_is_an_error() -> None:

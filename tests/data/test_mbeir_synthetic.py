@@ -46,7 +46,7 @@ def test_the_layout_has_all_sets_tasks_and_splits(folder):
     for split in ("val", "test"):
         sets = {one.name: one for one in layout.test_sets(split)}
         assert sorted(sets) == names
-        pool = {one.id for one in layout.pool(split)}
+        pool = {one.id for one in layout.judged_pool(split).all}
         for one in SETS:
             found = sets[one.full_name]
             assert found.k == (10 if "fashion" in one.name else 5)
@@ -57,13 +57,28 @@ def test_the_layout_has_all_sets_tasks_and_splits(folder):
             assert {c.modality for c in found.pool} == {wanted}
             assert {c.id for c in found.pool} <= pool
             assert all(q.instruction_key in layout.instructions for q in found.queries)
-        assert sum(len(one.pool) for one in sets.values()) == len(pool)
+        if split == "test":
+            assert sum(len(one.pool) for one in sets.values()) == len(pool)
     local = {path.name for path in (folder / "cand_pool" / "local").iterdir()}
     assert "mbeir_mscoco_task0_val_cand_pool.jsonl" in local
     assert "mbeir_mscoco_task0_cand_pool.jsonl" not in local
     assert "mbeir_nights_task4_cand_pool.jsonl" in local
     assert len(layout.instructions) == 16
     assert sum(map(len, layout.instructions.values())) == 64
+
+
+def test_the_union_of_validation_holds_its_answers_and_little_else(folder):
+    layout = MbeirFolder(folder)
+    union, judged = layout.source("val"), layout.judged_source("val")
+    assert {q.id for q in union.queries} == {q.id for q in judged.queries}
+    named = {one for q in judged.queries for one in (*q.positives, *q.negatives)}
+    assert {one.id for one in union.candidates} == named
+    # Where validation is judged: all of test, and MSCOCO's own pools.
+    pool = layout.judged_pool("val")
+    assert [one.id for one in pool.union] == [one.id for one in layout.pool("test")]
+    sets = {one.name: one for one in layout.test_sets("val")}
+    coco = {one.id for name in ("mscoco_task0", "mscoco_task3") for one in sets[name].pool}
+    assert {one.id for one in pool.beside} == coco
 
 
 def test_the_union_repeats_the_small_sets(folder):

@@ -85,6 +85,14 @@ def test_an_unfinished_file_is_not_gone_on_with_otherwise(tmp_path):
         KeyedWriter(tmp_path / "x.jsonl", {"model_hash": "m1"})
 
 
+def test_an_unfinished_file_is_gone_on_with_where_its_model_has_moved(tmp_path):
+    path, made = tmp_path / "x.jsonl", {"kind": KIND, "version": VERSION, "model_hash": "m0"}
+    KeyedWriter(path, made | {"model": "runs/7b/model"}).append([{"qid": "90:0"}])
+    again = KeyedWriter(path, made | {"model": "/disk2/runs/7b/model"})
+    assert [row["qid"] for row in again.done()] == ["90:0"]
+    assert again.finish({})["model"] == "/disk2/runs/7b/model"
+
+
 def test_killed_between_manifest_and_name_it_is_still_finished(tmp_path, monkeypatch):
     path, rows = tmp_path / "x.jsonl", mined_rows()
     writer = KeyedWriter(path, {"kind": KIND, "version": VERSION})

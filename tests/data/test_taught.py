@@ -114,6 +114,16 @@ def write(path, source, **changes):
     return path
 
 
+def test_shares_that_round_below_one_leave_no_draw_without_a_list(tmp_path):
+    """Ten tenths are 0.9999999999999999."""
+    source = tiny.TinySource(size=6)
+    files = [write(tmp_path / f"{number}.jsonl", source) for number in range(10)]
+    found = with_teachers(source, files, shares=[0.1] * 10)
+    assert found.ends[-1] == 1.0
+    drawn, _ = lists_of(found, depth=2).draw(np.arange(12), np.full(12, np.nextafter(1.0, 0.0)))
+    assert (drawn >= 0).all()
+
+
 def test_files_of_other_models_are_refused_all_at_once(tmp_path):
     source = tiny.TinySource(size=6)
     ours = write(tmp_path / "a.jsonl", source)

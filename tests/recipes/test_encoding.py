@@ -4,7 +4,8 @@ import pytest
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.config_file import load_config
-from marvel_jax.recipes.encoding import read_items
+from marvel_jax.recipes.encoding import find_share, read_items
+from marvel_jax.retrieval.encode_shards import Share
 from tests import tiny
 
 
@@ -72,3 +73,43 @@ def test_a_broken_pool_is_told_with_its_line(tmp_path, lines, message):
     (tmp_path / "pool.jsonl").write_text(lines)
     with pytest.raises(MarvelError, match=message):
         read_items(tmp_path / "pool.jsonl")
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_LOCALID": "1",
+}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}  # and no address
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "expected"),
+    [
+        ((None, None), {}, (Share(0, 1), None)),
+        ((None, 1), {}, (Share(0, 1), None)),
+        ((2, 3), {}, (Share(2, 3), None)),
+        ((None, None), SLURM, (Share(3, 4), 1)),
+        ((None, None), OPEN_MPI, (Share(1, 2), None)),
+        ((0, 2), SLURM, (Share(0, 2), None)),
+    ],
+)
+def test_a_process_finds_its_share(given, environment, expected):
+    assert find_share(*given, environment=environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((1, None), "need --num-processes too"),
+        ((None, 4), "need --process-id too"),
+        ((4, 4), "--process-id 4: with --num-processes 4 it is 0 to 3"),
+        ((-1, 4), "--process-id -1"),
+    ],
+)
+def test_half_a_share_or_one_too_many_is_refused(given, message):
+    with pytest.raises(MarvelError, match=message):
+        find_share(*given, environment={})

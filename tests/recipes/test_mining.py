@@ -12,7 +12,7 @@ from marvel_jax.data.epoch_plan import Plan, PlanConfig
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.data.mined import read_mined, with_negatives
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.mining import strategies_of
+from marvel_jax.recipes.strategies import strategies_of
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.mining_rules import PRESETS
 from marvel_jax.training.inputs import hash_weights

@@ -1,5 +1,8 @@
 """Lists for a reranker are those of the protocol: each set's own pool, and everything."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ from marvel_jax.recipes.evaluation import evaluate_embedder
 from marvel_jax.recipes.stages import Fuse, Judged
 from marvel_jax.recipes.subset import write_subset
 from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.store import VectorStore
 
 DEPTH = 12
 
@@ -22,11 +26,11 @@ def embedder(tiny_model) -> Embedder:
     return Embedder.from_pretrained(tiny_model)
 
 
-def lists_of(embedder, folder, out, *, depth=DEPTH) -> dict[str, dict]:
+def lists_of(embedder, folder, out, *, depth=DEPTH, split="test") -> dict[str, dict]:
     recall.write_lists(
         embedder,
         MbeirFolder(folder),
-        split="test",
+        split=split,
         depth=depth,
         seed=0,
         vectors=out / "vectors",
@@ -53,21 +57,137 @@ def test_lists_are_what_the_evaluation_ranks(found, embedder, tiny_corpus, tmp_p
         for pool, ranking in (("local", rankings.local_pool), ("global", rankings.global_pool)):
             for row, query in enumerate(one.queries):
                 line = found[1][pool][query.id]
-                expected = [evaluated.store.ids[int(place)] for place in ranking.indices[row]]
-                assert list(line.candidates[: len(expected)]) == expected
+                places = ranking.indices[row, :DEPTH]
+                expected = [evaluated.store.ids[int(place)] for place in places]
+                assert list(line.candidates[: len(expected)]) == expected and len(expected) > 9
                 assert len(line.candidates) == DEPTH and line.negatives == ()
                 right = one.qrels[query.id]
                 ranks = [n for n, id in enumerate(line.candidates, start=1) if id in right]
                 assert line.positive_rank == (ranks[0] if ranks else None)
 
 
-def test_a_killed_one_goes_on_and_no_training_takes_the_lists(
-    found, embedder, tiny_corpus, tmp_path
-):
-    again = lists_of(embedder, tiny_corpus, tmp_path / "again")
-    assert again == found[1]
+def test_one_that_was_killed_goes_on(found, embedder, tiny_corpus, tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    class Dying(recall.KeyedWriter):
+        appended = 0
+
+        def append(self, rows):
+            if Dying.appended == 2:
+                raise KilledError
+            Dying.appended += 1
+            super().append(rows)
+
+    monkeypatch.setattr(recall, "KeyedWriter", Dying)
+    with pytest.raises(KilledError):
+        lists_of(embedder, tiny_corpus, tmp_path)
+    unfinished = tmp_path / ".local.jsonl.unfinished"
+    assert len(unfinished.read_text().splitlines()) == 24  # two of the three sets
+    # What is written is not searched again: a mark in it is still there afterwards.
+    first, *others = unfinished.read_text().splitlines(keepends=True)
+    marked = json.dumps({**json.loads(first), "positive_rank": 99}) + "\n"
+    unfinished.write_text("".join([marked, *others]))
+    monkeypatch.undo()
+    again = lists_of(embedder, tiny_corpus, tmp_path)
+    qid = json.loads(first)["qid"]
+    assert again["local"][qid].positive_rank == 99
+    assert again["global"] == found[1]["global"]
+    del again["local"][qid], (left := dict(found[1]["local"]))[qid]
+    assert again["local"] == left
+
+
+def test_no_training_takes_the_lists(found, tiny_corpus):
     with pytest.raises(MarvelError, match="queries without a negative"):
         with_negatives(MbeirFolder(tiny_corpus).source("test"), found[0] / "local.jsonl")
+
+
+@pytest.fixture(scope="module")
+def with_validation(tiny_corpus, tmp_path_factory):
+    """The corpus with a validation split as M-BEIR has it: a union file of queries beside the
+    sets', a union pool of the answers alone, one local pool shared with test and one of its own.
+    """
+    root = tmp_path_factory.mktemp("val") / "corpus"
+    shutil.copytree(tiny_corpus, root)
+
+    def read(path):
+        return [json.loads(line) for line in (root / path).read_text().splitlines()]
+
+    def write(path, rows):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def other(did):
+        return f"90:{int(did.removeprefix('90:')) + 1000}"
+
+    union = []
+    for task, of_its_own in ((0, True), (3, False)):
+        name = f"mbeir_tiny_task{task}"
+        queries = read(f"query/test/{name}_test.jsonl")[:6]
+        pool = {row["did"]: row for row in read(f"cand_pool/local/{name}_cand_pool.jsonl")}
+        if of_its_own:  # the same pictures under other ids
+            pool = {other(did): {**row, "did": other(did)} for did, row in pool.items()}
+            pool = dict(list(pool.items())[:20])
+            write(f"cand_pool/local/{name}_val_cand_pool.jsonl", pool.values())
+        for query in queries:
+            query["qid"] += "77"
+            if of_its_own:
+                query["pos_cand_list"] = [other(did) for did in query["pos_cand_list"]]
+            query["neg_cand_list"] = []
+        write(f"query/val/{name}_val.jsonl", queries)
+        lines = [f"{q['qid']} 0 {did} 1 {task}\n" for q in queries for did in q["pos_cand_list"]]
+        (root / "qrels/val").mkdir(parents=True, exist_ok=True)
+        (root / f"qrels/val/{name}_val_qrels.txt").write_text("".join(lines))
+        union += [(query, pool[did]) for query in queries for did in query["pos_cand_list"]]
+    write("query/union_val/mbeir_union_val.jsonl", [query for query, _ in union])
+    pool = {row["did"]: row for _, row in union}
+    write("cand_pool/global/mbeir_union_val_cand_pool.jsonl", pool.values())
+    return root
+
+
+def test_validation_is_searched_in_its_own_pools_and_among_all_of_test(
+    found, embedder, with_validation, tmp_path
+):
+    """Through a part of the corpus, and with the vectors of the test pool where they are."""
+    write_subset(with_validation, tmp_path / "part", split="val", most=4, seed=1)
+    layout = MbeirFolder(tmp_path / "part")
+    assert [len(one.queries) for one in layout.test_sets("val")] == [4, 4]
+    (tmp_path / "out/vectors").mkdir(parents=True)
+    (tmp_path / "out/vectors/store").symlink_to(found[0] / "vectors/store")
+    lines = lists_of(embedder, tmp_path / "part", tmp_path / "out", split="val", depth=30)
+    everything = list(layout.judged_pool("val").all)
+    assert len(everything) == 96 + 20
+    vectors = embedder.encode([one.item for one in everything]).astype(np.float64)
+    for one in layout.test_sets("val"):
+        local = {candidate.id for candidate in one.pool}
+        queries = VectorStore.open(tmp_path / "out/vectors/queries/seed-0" / one.name)
+        for qid, query in zip(queries.ids, queries.vectors(), strict=True):
+            cosines = (vectors @ query.astype(np.float64)).astype(np.float32)
+            ranked = sorted(
+                (-float(cosine), candidate.id)
+                for cosine, candidate in zip(cosines, everything, strict=True)
+            )
+            for pool, right in (("global", None), ("local", local)):
+                expected = [(id, -s) for s, id in ranked if right is None or id in right][:30]
+                line = lines[pool][qid]
+                # The same pictures under two ids have equal cosines but for rounding.
+                assert_same_ranking(line, expected)
+                (answer,) = one.qrels[qid]
+                place = line.candidates.index(answer) + 1 if answer in line.candidates else None
+                assert line.positive_rank == place
+                assert line.positive_similarity == pytest.approx(
+                    cosines[[one.id for one in everything].index(answer)], abs=1e-6
+                )
+
+
+def assert_same_ranking(line, expected) -> None:
+    np.testing.assert_allclose(line.similarities, [s for _, s in expected], atol=1e-6)
+    assert len(set(line.candidates)) == len(line.candidates) == len(expected)
+    # Whoever is surely above the last one is in both.
+    last = expected[-1][1] + 1e-6
+    assert {id for id, s in expected if s > last} <= set(line.candidates)
+    among = zip(line.candidates, line.similarities, strict=True)
+    assert {id for id, s in among if s > last} <= {id for id, _ in expected}
 
 
 def test_the_weight_is_fitted_on_other_queries_than_it_is_judged_on(

@@ -13,7 +13,9 @@ from marvel_jax.recipes.stages import (
     Fuse,
     Judged,
     Mine,
+    Recall,
     Report,
+    Score,
     Stage,
     Subset,
     Train,
@@ -79,6 +81,81 @@ def test_vectors_are_shared_but_are_no_input():
     assert "vectors" not in inputs(stage)
     assert inputs(stage, caches=True)["vectors"] == "mine.vectors"
     assert with_inputs(stage, lambda text: "x").vectors == "x"
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ("scores.vectors", "'scores' is of the kind Evaluate: name one of Mine"),
+        ("mine.negatives", "name the vectors of an earlier stage"),
+        ("runs/old/vectors", "name the vectors of an earlier stage"),
+    ],
+)
+def test_vectors_that_a_stage_could_not_use_are_refused(vectors, message):
+    """Unnoticed, millions of candidates would be embedded again."""
+    again = Mine("again", "hard.model", "data.mbeir", vectors=vectors)
+    with pytest.raises(MarvelError, match=message):
+        Recipe((*chain(), again), DATA)
+    for maker in ("scores", "mine"):
+        recall = Recall("recall", "hard.model", "data.mbeir", vectors=f"{maker}.vectors")
+        if maker == "scores":
+            Recipe((*chain(), recall), DATA)
+            continue
+        with pytest.raises(MarvelError, match="name one of Recall or Evaluate"):
+            Recipe((*chain(), recall), DATA)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Subset("s", "d", first=0.5, last=0.5), "s: first=0.5, last=0.5: give 0 <= first"),
+        (lambda: Subset("s", "d", last=1.5), "last=1.5: give 0 <= first < last <= 1"),
+        (lambda: Subset("s", "d", most=0), "s: most=0: give 1 or more, or None"),
+        (lambda: Mine("m", "b", "d", preset="best"), "m: preset and settings: .*choose one of"),
+        (lambda: Mine("m", "b", "d", settings=("kk=3",)), "m: preset .*kk: no such field"),
+        (lambda: Mine("m", "b", "d", settings=("9:0.k=0",)), "m: preset .*give 1 or more"),
+        (lambda: Mine("m", "b", "d", pool="both"), "m: pool='both': choose one of local, global"),
+        (lambda: Mine("m", "b", "d", pool="local", scann=True), "m: scann=True searches the whole"),
+        (
+            lambda: Mine("m", "b", "d", settings=("teacher_above=0.5",)),
+            "m: settings: teacher_above needs a reranker's scores",
+        ),
+        (lambda: Recall("r", "b", "d", depth=0), "r: depth=0: give 1 or more"),
+        (lambda: Score("s", "b", "l", "d", top=0), "s: top=0: give 1 or more"),
+        (
+            lambda: Score("s", "b", "l", "d", prompt="what"),
+            "s: prompt='what': choose one of marvel",
+        ),
+        (lambda: Fuse("f", {}, {}), "f: validation has the pools none, test none: give both"),
+        (
+            lambda: Fuse("f", {"local": Judged("a", "b")}, {"global": Judged("a", "b")}),
+            "f: validation has the pools local, test global: give both the same",
+        ),
+        (
+            lambda: Fuse("f", {"wide": Judged("a", "b")}, {"wide": Judged("a", "b")}),
+            "f: validation has the pools wide",
+        ),
+        (lambda: Report("t", ()), r"t: columns=\[\]: give one or more"),
+        (lambda: Report("t", (Column("a", "x"), Column("a", "y"))), "each a label of its own"),
+    ],
+)
+def test_what_a_stage_could_not_do_is_refused_before_any_stage_runs(make, message):
+    with pytest.raises(MarvelError, match=message):
+        make()
+
+
+def test_changes_to_every_training_reach_all_of_them_and_nothing_else():
+    recipe = Recipe(chain(), DATA).with_trainings(["mesh.fsdp=8", "chunk_rows=4"])
+    for stage, before in zip(recipe.stages, chain(), strict=True):
+        if not isinstance(stage, Train):
+            assert stage == before
+            continue
+        assert stage.config.mesh.fsdp == 8 and stage.config.chunk_rows == 4
+        assert stage.config.data == before.config.data
+    with pytest.raises(MarvelError, match=r"instruct: --set chunk_row: no such field"):
+        Recipe(chain(), DATA).with_trainings(["chunk_row=4"])
+    with pytest.raises(MarvelError, match="the recipe trains nothing"):
+        Recipe((Subset("a", "m"),)).with_trainings(["chunk_rows=4"])
 
 
 def test_a_text_is_a_reference_or_a_path():

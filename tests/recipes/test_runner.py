@@ -17,8 +17,15 @@ from marvel_jax.recipes.dry_run import describe_run
 from marvel_jax.recipes.outcome import Outcome
 from marvel_jax.recipes.recipe import Recipe
 from marvel_jax.recipes.runner import Part, run_recipe
-from marvel_jax.recipes.stages import Mine, Stage, Subset, Train
-from marvel_jax.training.config import CheckpointConfig, DataConfig, ModelConfig, TrainConfig
+from marvel_jax.recipes.stages import (
+    Evaluate,
+    Mine,
+    Recall,
+    Stage,
+    Subset,
+    Train,
+)
+from marvel_jax.training.config import DataConfig, ModelConfig, TrainConfig
 from tests import tiny
 
 
@@ -94,35 +101,19 @@ def test_input_data_that_changed_is_noticed_and_a_folder_that_moved_is_not(recip
     assert ran(run_recipe(there, tmp_path / "run"))[:1] == ["half"]
 
 
+def test_a_home_folder_is_found_whoever_reads_the_place(recipe, tmp_path, monkeypatch):
+    """No shell expands it in `--set data.mbeir=~/M-BEIR`."""
+    shutil.copytree(recipe.data["mbeir"], tmp_path / "M-BEIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    at_home = recipe.with_settings(["data.mbeir=~/M-BEIR", "quarter.data=~/M-BEIR"])
+    assert ran(run_recipe(at_home, tmp_path / "run")) == ["half", "quarter", "eighth"]
+    assert [count(tmp_path / "run", name) for name in ("half", "quarter")] == [72, 72]
+
+
 def test_what_was_removed_is_made_again(recipe, tmp_path):
     run_recipe(recipe, tmp_path)
     shutil.rmtree(tmp_path / "quarter" / "corpus")
     assert ran(run_recipe(recipe, tmp_path)) == ["quarter"]
-
-
-def test_how_a_training_is_carried_out_may_change_and_what_it_computes_may_not(tiny_corpus):
-    config = TrainConfig(
-        data=DataConfig(path="data.mbeir", row=tiny.ROW),
-        model=ModelConfig(scratch=tiny.architecture()),
-        steps=3,
-    )
-
-    def described(config: TrainConfig) -> dict:
-        return stage_record.describe(Train("t", config), {"config.data.path": "x"})
-
-    paced = replace(config, chunk_rows=1, checkpoint=CheckpointConfig(every=1))
-    assert described(paced) == described(config)
-    assert described(replace(config, steps=4)) != described(config)
-    assert described(replace(config, seed=4)) != described(config)
-
-
-def test_pace_is_what_a_run_itself_takes_for_pace():
-    from marvel_jax.training import run_folder
-
-    # Where data and models are is told from content in both.
-    places = ("path", "images", "mined", "tokenizer", "source", "teacher", "retrieved_by")
-    own = {one for one in run_folder._PACE if one.rpartition(".")[2] not in (*places, "taught_by")}
-    assert {f"config.{one}" for one in own} <= set(stage_record.PACE)
 
 
 def test_from_and_only_take_what_stands_before_as_it_is(recipe, tmp_path):
@@ -230,6 +221,12 @@ def test_a_dry_run_tells_what_is_done_and_what_would_run_again(recipe, tmp_path)
     assert first == "done" and second == "to run again: changed last"
 
 
+def test_a_dry_run_reads_no_data(recipe, tmp_path, monkeypatch):
+    run_recipe(recipe, tmp_path)
+    monkeypatch.setattr(stage_record, "hash_files", lambda *paths: pytest.fail("data is read"))
+    assert {one["state"] for one in describe_run(recipe, tmp_path).facts["stages"]} == {"done"}
+
+
 def test_the_command(tmp_path, tiny_corpus, capsys):
     path = tmp_path / "recipe.py"
     path.write_text(
@@ -249,6 +246,8 @@ def test_the_command(tmp_path, tiny_corpus, capsys):
     asked = ("run", path, "--workdir", tmp_path / "run")
     code, out, _ = marvel(*asked, "--dry-run")
     assert code == 0 and "MISSING data: nowhere" in out
+    code, _, err = marvel(*asked, "--dry-run", "--training", "chunk_rows=4")
+    assert code == 1 and "--training chunk_rows=4: the recipe trains nothing" in err
     code, _, err = marvel(*asked)
     assert code == 1 and "Nothing was run; 1 inputs are missing" in err
     assert not (tmp_path / "run").exists()
@@ -275,9 +274,30 @@ def test_vectors_of_a_mining_serve_another_of_the_same_model(
         run_recipe(recipe, tmp_path)
     name = "negatives.jsonl"
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
+    # Killed behind its file, or without the manifest that tells what the file is.
+    told = read_json(tmp_path / "again" / "done.json")["facts"]
+    assert told["queries"] == 144 and told["negatives"] == 288
+    for lost in ("done.json", "negatives.manifest.json"):
+        (tmp_path / "again" / lost).unlink()
+        assert ran(run_recipe(recipe, tmp_path)) == ["again"]
+        assert read_json(tmp_path / "again" / "done.json")["facts"] == told
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
     # Of other queries only the pool's vectors serve.
     part = Subset("part", "data.mbeir", last=0.5)
     third = replace(again, name="third", data="part.mbeir")
     run_recipe(replace(recipe, stages=(*stages, part, third)), tmp_path)
     made = tmp_path / "third" / "vectors"
     assert (made / "pool").is_symlink() and not (made / "queries-seed-0").is_symlink()
+
+
+def test_a_recall_of_what_was_evaluated_embeds_nothing(
+    tiny_model, tiny_corpus, tmp_path, monkeypatch
+):
+    from marvel_jax.retrieval.embedder import Embedder
+
+    found = Recall("recall", "data.base", "data.mbeir", depth=5, vectors="evaluate.vectors")
+    stages = (Evaluate("evaluate", "data.base", "data.mbeir"), found)
+    recipe = Recipe(stages, {"mbeir": str(tiny_corpus), "base": str(tiny_model)})
+    run_recipe(recipe, tmp_path, part=Part(only="evaluate"))
+    monkeypatch.setattr(Embedder, "encode", lambda *given, **more: pytest.fail("encoded again"))
+    assert ran(run_recipe(recipe, tmp_path)) == ["recall"]

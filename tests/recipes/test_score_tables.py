@@ -3,7 +3,7 @@
 import pytest
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import write_json
+from marvel_jax.files import read_json, write_json
 from marvel_jax.recipes.score_tables import read_columns
 
 
@@ -72,6 +72,17 @@ def test_a_person_reads_intervals_paired_changes_and_how_many_were_judged(table)
     assert "task of coco" in text and "of another modality" in text
     assert "queries judged: before: 600, after: 600, + reranker: 200" in text
     assert "| coco | task of coco | 0.500 [0.400, 0.600] |" in "\n".join(table.markdown())
+
+
+def test_of_one_pool_alone_there_is_a_table_too(tmp_path):
+    path = fused(tmp_path / "f.json")
+    scores = read_json(path)
+    del scores["pools"]["local"]
+    write_json(path, scores)
+    found = read_columns([("+ reranker", path)])
+    assert list(found.cells) == ["global"]
+    assert "0.700 [0.600, 0.800]" in "\n".join([*found.lines(), *found.markdown()])
+    assert found.averages()[0].split()[0] == "global"
 
 
 def test_averages_are_a_line_for_each_stage(table):

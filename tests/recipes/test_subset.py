@@ -1,11 +1,20 @@
 """A part of a corpus's queries is a corpus that everything reads like the whole one."""
 
+import contextlib
+import itertools
+import json
+import shutil
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from marvel_jax.data import mbeir_synthetic
 from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.data.mbeir_synthetic import Size
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes.subset import write_subset
+from marvel_jax.recipes.subset import _share, write_subset
 
 
 def ids(folder, split="train") -> list[str]:
@@ -57,6 +66,80 @@ def test_a_subset_of_a_subset(tiny_corpus, tmp_path):
     write_subset(tiny_corpus, tmp_path / "a", split="train", shares=(0, 0.5))
     write_subset(tmp_path / "a", tmp_path / "b", split="train", shares=(0, 0.5))
     assert len(ids(tmp_path / "b")) == 36 and set(ids(tmp_path / "b")) < set(ids(tmp_path / "a"))
+
+
+def test_a_line_alone_is_of_the_first_share_and_a_later_one_is_refused(tiny_corpus, tmp_path):
+    write_subset(tiny_corpus, tmp_path / "one", split="train", most=1)
+    write_subset(tmp_path / "one", tmp_path / "fitted", split="train", shares=(0, 0.1))
+    assert ids(tmp_path / "fitted") == ids(tmp_path / "one")
+    with pytest.raises(MarvelError, match=r"task 0, no query is left: it has 1.* 0\.1 and 1"):
+        write_subset(tmp_path / "one", tmp_path / "judged", split="train", shares=(0.1, 1))
+
+
+@given(count=st.integers(1, 40), ends=st.lists(st.floats(0.01, 0.99), max_size=4))
+def test_shares_never_overlap_and_lose_nothing(count, ends):
+    ends = [0.0, *sorted(set(ends)), 1.0]
+    lines = np.zeros(count, int), np.zeros(count, int)
+    taken = np.zeros(count, int)
+    for shares in itertools.pairwise(ends):
+        # Refused: nothing of it is left.
+        with contextlib.suppress(MarvelError):
+            taken += _share(*lines, lines[0] == 0, shares, None, 3, where="here")
+    assert (taken == 1).all()
+
+
+@pytest.fixture(scope="module")
+def mbeir(tmp_path_factory):
+    """A synthetic M-BEIR, with union files and pools as small as the real ones."""
+    out = tmp_path_factory.mktemp("synthetic") / "mbeir"
+    mbeir_synthetic.build(out, size=Size(train=160, test=64, short_side=28, text=0.1))
+    return out
+
+
+def test_of_validation_the_queries_with_judgements_are_taken_and_of_training_the_union(
+    mbeir, tmp_path
+):
+    write_subset(mbeir, tmp_path / "val", split="val", most=2)
+    sets = MbeirFolder(tmp_path / "val").test_sets("val")
+    assert [len(one.queries) for one in sets] == [2] * 16
+    assert all({*one.qrels} == {query.id for query in one.queries} for one in sets)
+    assert not (tmp_path / "val/query/union_val").exists()
+    write_subset(mbeir, tmp_path / "train", split="train")
+    assert ids(tmp_path / "train") == ids(mbeir)
+
+
+def test_candidates_of_other_data_sets_are_left_out_where_they_are_asked_to_be(mbeir, tmp_path):
+    unseen = ("nights", "oven_task6", "oven_task8", "infoseek")
+    write_subset(mbeir, tmp_path / "a", split="train", exclude=unseen, candidates="own")
+    whole, part = MbeirFolder(mbeir).source("train"), MbeirFolder(tmp_path / "a").source("train")
+    assert {query.dataset for query in part.queries} == {0, 1, 2, 3, 7, 8, 9}
+
+    def of_others(id):
+        return id.partition(":")[0] not in ("4", "5", "6")
+
+    kept = [one.id for one in whole.candidates if of_others(one.id)]
+    assert [one.id for one in part.candidates] == kept and len(kept) < len(whole.candidates)
+    # Everything else is there as before, and a part of it too.
+    assert len(list((tmp_path / "a/cand_pool/local").iterdir())) == 18
+    assert len(MbeirFolder(tmp_path / "a").pool("test")) == len(MbeirFolder(mbeir).pool("test"))
+    write_subset(tmp_path / "a", tmp_path / "b", split="train", shares=(0, 0.5))
+    again = MbeirFolder(tmp_path / "b").source("train").candidates
+    assert [one.id for one in again] == kept
+
+
+def test_what_a_query_names_stays_whatever_data_set_it_is_of(mbeir, tmp_path):
+    root = tmp_path / "mbeir"
+    shutil.copytree(mbeir, root)
+    path = root / "query/union_train/mbeir_union_up_train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    foreign = [one.id for one in MbeirFolder(root).pool("train") if one.id.startswith("5:")][:2]
+    coco = next(row for row in rows if row["qid"].startswith("9:"))
+    coco["pos_cand_list"].append(foreign[0])
+    coco["neg_cand_list"].append({"did": foreign[1]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_subset(root, tmp_path / "a", split="train", include=("mscoco",), candidates="own")
+    pool = MbeirFolder(tmp_path / "a").source("train").candidates
+    assert {one.id for one in pool if not one.id.startswith("9:")} == set(foreign)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marvel_jax.data.batch import pack, row_batches
 from marvel_jax.data.items import Image, Item
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.retrieval.embedder import Embedder, encoding_rows
+from marvel_jax.retrieval.encode_calls import Tally
+from marvel_jax.retrieval.encode_rows import row_groups
 from tests import tiny
 
 ITEMS = [
@@ -246,6 +249,106 @@ def test_an_unknown_choice_is_refused_by_name(tiny_model, argument, value):
         Embedder.from_pretrained(tiny_model, **{argument: value})
 
 
+# --- copies, failures, devices --------------------------------------------------------------
+
+
+def test_copies_are_encoded_once_and_have_the_same_bits(embedder, tmp_path):
+    (tmp_path / "a.png").write_bytes(tiny.picture(0))
+    (tmp_path / "b.png").write_bytes(tiny.picture(0))
+    other = tiny.picture(1)
+    (tmp_path / "c.png").write_bytes(other + b" " * (len(tiny.picture(0)) - len(other)))
+    same = [tmp_path / "a.png", tmp_path / "b.png", tiny.picture(0)]
+    items = [Item.of(image=one, id=str(number)) for number, one in enumerate(same)]
+    items += [Item.of(text="red"), Item.of(text="red", id="x"), Item.of(image=tmp_path / "c.png")]
+    items += [items[0].with_instruction("find"), items[3].with_instruction("find")]
+    items += [Item(parts=("red", "red")), Item.of(text="redred")]
+    tally = Tally()
+    found = embedder.encode(items, tally=tally)
+    assert tally.items == len(items) and tally.copies == 3
+    np.testing.assert_array_equal(found[:3], found[[0, 0, 0]])
+    np.testing.assert_array_equal(found[3], found[4])
+    different = found[[0, 3, 5, 6, 7, 8, 9]]
+    assert (different @ different.T - 2 * np.eye(7)).max() < 1 - 1e-4
+    plain = np.concatenate([embedder.encode([one]) for one in items])
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+    # Real tokens are those of the items that were computed.
+    lengths = [embedder.processor.lengths(items[number])[0] for number in (0, 3, 5, 6, 7, 8, 9)]
+    assert tally.tokens == sum(lengths) and 0 < tally.token_fill <= 1
+
+
+def test_with_a_listener_the_others_go_on(embedder, vectors, tmp_path):
+    broken, absent = tmp_path / "broken.png", tmp_path / "absent.png"
+    broken.write_bytes(tiny.picture(0, size=(28, 28))[:-300])  # its header is whole
+    wide = np.zeros((1, 300, 3), np.uint8)
+    bad = [
+        Item.of(text="words", image=broken),
+        Item.of(image=absent),
+        Item.of(image=wide),
+        Item.of(text="words", image=broken),
+    ]
+    items = [*bad[:2], *ITEMS, *bad[2:]]
+    told, seen = {}, []
+    found = embedder.encode(
+        items, on_failure=told.__setitem__, progress=lambda *counts: seen.append(counts)
+    )
+    count = len(items)
+    assert sorted(told) == [0, 1, count - 2, count - 1]
+    assert not found[sorted(told)].any()
+    np.testing.assert_allclose(found[2:-2], vectors, atol=1e-5)
+    assert told[0].file == str(broken) and "decoded" in told[0].reason
+    assert "not exist" in told[1].reason and "300x1" in told[count - 2].reason
+    assert seen[-1] == (count, count)
+
+
+def test_items_are_read_one_by_one_and_not_kept(embedder, vectors):
+    """A pool with its pixels in memory need not fit there."""
+    import gc
+    import weakref
+    from collections.abc import Sequence
+
+    class Lazy(Sequence):
+        alive, most = 0, 0
+
+        def __len__(self) -> int:
+            return 400
+
+        def __getitem__(self, index: int) -> Item:
+            if index >= len(self):
+                raise IndexError(index)
+            item = Item.of(text=f"cat {index}")
+            Lazy.alive += 1
+            Lazy.most = max(Lazy.most, Lazy.alive)
+            weakref.finalize(item, Lazy.gone)
+            return item
+
+        @classmethod
+        def gone(cls) -> None:
+            cls.alive -= 1
+
+    found = embedder.encode(Lazy(), batch_tokens=256)
+    gc.collect()
+    assert Lazy.alive == 0 and Lazy.most < 200
+    alone = embedder.encode([Item.of(text="cat 0"), Item.of(text="cat 399")])
+    np.testing.assert_allclose(found[[0, 399]], alone, atol=1e-5)
+
+
+def test_all_devices_give_the_vectors_of_one(embedder):
+    import jax
+
+    items = [item.with_instruction(f"{number}") for number in range(12) for item in ITEMS]
+    calls = []
+    original = embedder._embed_spread
+    embedder._embed_spread = lambda *given, **more: calls.append(1) or original(*given, **more)
+    try:
+        found = embedder.encode(items, batch_tokens=128)
+    finally:
+        embedder._embed_spread = original
+    assert calls and embedder._mesh.size == len(jax.devices()) == 8
+    single = random_embedder(devices=jax.devices()[3:4])
+    np.testing.assert_allclose(found, single.encode(items, batch_tokens=1024), atol=1e-5)
+    assert single.model_hash == embedder.model_hash
+
+
 # --- row shapes ------------------------------------------------------------------------------
 
 
@@ -259,9 +362,33 @@ def test_every_item_fits_a_row_and_a_batch_its_tokens(lengths, batch_tokens):
     shape, num_rows = encoding_rows(np.array(lengths), batch_tokens=batch_tokens, merge_area=4)
     for tokens, patches in lengths:
         assert tokens <= shape.tokens and patches <= shape.patches
+    spread, rows = encoding_rows(
+        np.array(lengths), batch_tokens=batch_tokens, merge_area=4, devices=8
+    )
+    assert rows % 8 == 0 or rows < 8
+    assert rows % 8 or len(pack(np.array(lengths), spread)) >= 8, "devices without a row"
     assert num_rows >= 1 and shape.items >= 1
     assert num_rows == 1 or num_rows * shape.tokens <= batch_tokens
     assert shape.patches % 4 == 0
     assert (shape.patches > 0) == any(patches for _, patches in lengths)
     # One short item is not worth a batch.
     assert num_rows == 1 or num_rows * shape.tokens <= 4 * sum(tokens for tokens, _ in lengths)
+
+
+@pytest.mark.parametrize("count", [256, 2048])
+def test_nineteen_tokens_in_twenty_are_real(count):
+    from marvel_jax.data.mbeir_lengths import MbeirMix, mbeir_lengths
+
+    mix = mbeir_lengths(MbeirMix(queries=count // 2))
+    lengths = np.concatenate([mix.queries, mix.candidates])
+    slots = 0
+    for group in row_groups(lengths):
+        shape, num_rows = encoding_rows(lengths[group], batch_tokens=4096, merge_area=4)
+        calls = list(row_batches(lengths[group], shape, num_rows=num_rows))
+        slots += len(calls) * num_rows * shape.tokens
+        # What was compiled once is not given up for a little less padding.
+        again, _ = encoding_rows(
+            lengths[group][: len(group) // 2], batch_tokens=4096, merge_area=4, known=[shape]
+        )
+        assert again == shape or count == 256
+    assert lengths[:, 0].sum() / slots >= 0.95

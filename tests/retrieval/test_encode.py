@@ -1,13 +1,18 @@
 """Stores are whole, of one model and one source, and go on where a writer died."""
 
+import errno
+import json
+
 import numpy as np
 import pytest
 
-from marvel_jax.data.items import TASKS, Item, Query
+from marvel_jax.data.items import TASKS, Candidate, Item, Query
 from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates, encode_queries, instructed
+from marvel_jax.retrieval.encode_shards import Share, encode_share, failures_path
 from marvel_jax.retrieval.store import VectorStore
+from marvel_jax.retrieval.store_writer import StoreWriter
 from tests import tiny
 
 SOURCE = tiny.TinySource(size=12)
@@ -89,6 +94,147 @@ def test_a_partial_store_of_another_model_is_refused(embedder, tiny_model, tmp_p
     causal = Embedder.from_pretrained(tiny_model, attention="causal")
     with pytest.raises(MarvelError, match=r"attention is 'bidirectional' there, 'causal' here"):
         encode(causal, tmp_path / "store")
+
+
+# --- several processes -----------------------------------------------------------------------
+
+
+def share(embedder, path, process: int, *, processes: int = 3, **changes) -> VectorStore | None:
+    def read(number: int) -> tuple[str, Item]:
+        return SOURCE.candidates[number].id, SOURCE.candidates[number].item
+
+    options = {"source_hash": "s0", "shard_rows": SHARD, **changes}
+    return encode_share(
+        embedder,
+        read,
+        len(SOURCE.candidates),
+        path,
+        share=Share(process, processes),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_processes_share_the_shards_and_the_last_makes_the_store_whole(
+    embedder, expected, tmp_path, monkeypatch, order
+):
+    calls = counting(embedder, monkeypatch)
+    found = [share(embedder, tmp_path / "store", process) for process in order]
+    assert [store is None for store in found] == [True, True, False]
+    assert sum(calls) == 24 and len(calls) == 5, "an item is encoded twice or never"
+    assert list(found[2].ids) == [candidate.id for candidate in SOURCE.candidates]
+    np.testing.assert_allclose(found[2].vectors(), expected, atol=1e-5)
+    again = share(embedder, tmp_path / "store", order[0])
+    assert again is not None and len(calls) == 5
+
+
+def test_a_process_that_was_killed_goes_on_while_others_are_done(
+    embedder, expected, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        counting(embedder, patched, fails_at=1)
+        with pytest.raises(KeyboardInterrupt):
+            share(embedder, tmp_path / "store", 0, processes=2)
+    assert share(embedder, tmp_path / "store", 1, processes=2) is None
+    calls = counting(embedder, monkeypatch)
+    store = share(embedder, tmp_path / "store", 0, processes=2)
+    assert calls == [5, 4], "its first shard is encoded again"
+    np.testing.assert_allclose(store.vectors(), expected, atol=1e-5)
+
+
+def test_a_process_told_of_another_number_of_them_repeats_nothing(embedder, tmp_path, monkeypatch):
+    """Shards belong to their numbers, so the number of processes may change between runs."""
+    share(embedder, tmp_path / "store", 0, processes=2)
+    calls = counting(embedder, monkeypatch)
+    assert encode(embedder, tmp_path / "store").dimension == embedder.dimension
+    assert len(calls) == 2
+
+
+# --- pictures that cannot be used -------------------------------------------------------------
+
+
+def broken_source(folder, numbers: tuple[int, ...]) -> list[Candidate]:
+    """The candidates as files, some of which are cut short."""
+    found = []
+    for number, candidate in enumerate(SOURCE.candidates):
+        item = candidate.item
+        if item.images:
+            path = folder / f"{number}.png"
+            content = item.images[0].source
+            path.write_bytes(content[:-400] if number in numbers else content)
+            item = Item.of(image=path, id=candidate.id)
+        found.append(Candidate(candidate.id, item, candidate.modality))
+    return found
+
+
+def test_broken_pictures_are_listed_and_all_others_encoded(embedder, expected, tmp_path):
+    candidates = broken_source(tmp_path, (1, 7))
+    path, options = tmp_path / "store", {"source_hash": "s0", "shard_rows": SHARD}
+    with pytest.raises(MarvelError, match=r"2 of 24 items .* none may .*90:1 \(.*1\.png\).*90:7"):
+        encode_candidates(embedder, candidates, path, **options)
+    assert not path.exists()
+    listed = [json.loads(line) for line in failures_path(path).read_text().splitlines()]
+    assert [(one["id"], one["number"]) for one in listed] == [("90:1", 1), ("90:7", 7)]
+    assert all("decoded" in one["error"] and one["file"].endswith(".png") for one in listed)
+    with pytest.raises(MarvelError, match=r"2 of 24 items .* 1 may be lacking"):
+        encode_candidates(embedder, candidates, path, tolerate=1, **options)
+    store = encode_candidates(embedder, candidates, path, tolerate=2, **options)
+    kept = [number for number in range(24) if number not in (1, 7)]
+    assert list(store.ids) == [candidates[number].id for number in kept]
+    assert store.manifest.failures == 2 and len(store) == 22
+    np.testing.assert_allclose(store.vectors(), expected[kept], atol=1e-5)
+    with pytest.raises(MarvelError, match=r"lacks 2 items .*failures\.jsonl"):
+        encode_candidates(embedder, candidates, path, **options)
+
+
+def test_mended_pictures_are_encoded_and_nothing_else(embedder, expected, tmp_path, monkeypatch):
+    candidates = broken_source(tmp_path, (1, 7))
+    path, options = tmp_path / "store", {"source_hash": "s0", "shard_rows": SHARD}
+    with pytest.raises(MarvelError):
+        encode_candidates(embedder, candidates, path, **options)
+    broken_source(tmp_path, (1,))
+    calls = counting(embedder, monkeypatch)
+    with pytest.raises(MarvelError, match=r"1 of 24 items .*90:1"):
+        encode_candidates(embedder, candidates, path, **options)
+    assert calls == [5], "only the shard of the mended picture"
+    broken_source(tmp_path, ())
+    store = encode_candidates(embedder, candidates, path, **options)
+    np.testing.assert_allclose(store.vectors(), expected, atol=1e-5)
+    assert store.manifest.failures == 0 and not failures_path(path).exists()
+
+
+def test_a_full_disk_keeps_what_is_whole(embedder, expected, tmp_path, monkeypatch):
+    written = []
+    original = StoreWriter.write
+
+    def write(self, number, *given, **more):
+        if number == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(number)
+        original(self, number, *given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreWriter, "write", write)
+        with pytest.raises(OSError, match="No space left"):
+            encode(embedder, tmp_path / "store")
+    assert written == [0, 1]
+    calls = counting(embedder, monkeypatch)
+    np.testing.assert_allclose(encode(embedder, tmp_path / "store").vectors(), expected, atol=1e-5)
+    assert calls == [5, 5, 4]
+
+
+def test_a_store_may_be_smaller_and_is_then_asked_for_as_such(embedder, expected, tmp_path):
+    small = {"dtype": "bfloat16", "dimension": 8}
+    store = encode(embedder, tmp_path / "store", **small)
+    cut = expected[:, :8] / np.linalg.norm(expected[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(store.vectors(), cut, atol=2**-8)
+    assert len(encode(embedder, tmp_path / "store", **small)) == 24
+    with pytest.raises(MarvelError, match="dtype='bfloat16', but dtype='float32'"):
+        encode(embedder, tmp_path / "store")
+    with pytest.raises(MarvelError, match="dimension=8, but dimension=32"):
+        encode(embedder, tmp_path / "store", dtype="bfloat16")
+    with pytest.raises(MarvelError, match="dimension=64: the model's vectors have 32"):
+        encode(embedder, tmp_path / "other", dimension=64)
 
 
 def test_queries_are_kept_under_their_seed_and_instructions(embedder, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +6,12 @@ from hypothesis import strategies as st
 from vector_stores import exact_reference, random_unit, unit, write_store
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval import store as store_module
 from marvel_jax.retrieval.exact import rescore, top_k
+from marvel_jax.retrieval.store_convert import convert
+from marvel_jax.retrieval.store_types import STORE_TYPES
+
+ONE = np.eye(1, 20, dtype=np.float32)
 
 
 @settings(max_examples=40, deadline=None)
@@ -25,6 +31,49 @@ def test_equals_a_float64_sort_with_ties_by_id(data):
     np.testing.assert_array_equal(found.indices, indices)
     assert found.scores.dtype == np.float32
     assert found.indices.dtype == np.int32
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """By type: a store of 400 vectors of which many are copies, its ids and decoded vectors."""
+    rng = np.random.default_rng(3)
+    corpus = random_unit(90, 20)[rng.integers(90, size=400)]
+    ids = [f"c:{number}" for number in rng.permutation(400)]
+    folder = tmp_path_factory.mktemp("stored")
+    stores = {
+        dtype: write_store(folder / dtype, corpus, ids, shard_rows=90, dtype=dtype)
+        for dtype in STORE_TYPES
+    }
+    whole = stores["float32"]
+    stores["cut"] = convert(whole, folder / "cut", dtype="int8", dimension=9)
+    return {kind: (store, ids, store.vectors()) for kind, store in stores.items()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_type_on_any_mesh_is_ranked_as_its_decoded_vectors(stored, data):
+    store, ids, vectors = stored[data.draw(st.sampled_from([*STORE_TYPES, "cut"]))]
+    asked = np.concatenate([random_unit(3, 20, seed=data.draw(st.integers(0, 99))), ONE])
+    sizes = data.draw(st.sampled_from([None, (1,), (8,), (2, 2), (2, 1, 4)]))
+    mesh = None if sizes is None else jax.make_mesh(sizes, ("data", "fsdp", "tensor")[: len(sizes)])
+    rows = data.draw(st.sampled_from([None, np.arange(0, 400, 7), np.arange(133, 150)]))
+    pool = np.arange(400) if rows is None else rows
+    k = data.draw(st.sampled_from([1, 10, len(pool)]))
+    scores, places = exact_reference(store.fit(asked), vectors[pool], [ids[row] for row in pool], k)
+    found = top_k(asked, store, k, subset=rows, mesh=mesh, block=64)
+    np.testing.assert_array_equal(found.indices, pool[places])
+    np.testing.assert_array_equal(found.scores, scores)
+
+
+def test_a_large_store_is_searched_from_pages_that_come_and_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "RESIDENT_BYTES", 0)
+    corpus, queries = random_unit(3000, 33), random_unit(300, 33, seed=1)
+    ids = [f"c:{row}" for row in range(3000)]
+    store = write_store(tmp_path / "store", corpus, ids, shard_rows=700)
+    scores, indices = exact_reference(queries, corpus, ids, 5)
+    found = top_k(queries, store, 5, block=256)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.scores, scores)
 
 
 def test_a_long_run_of_equal_vectors_across_blocks_is_ordered_by_id(tmp_path):
@@ -123,3 +172,8 @@ def test_queries_of_another_model_are_refused():
         top_k(random_unit(2, 3), random_unit(6, 4), 1)
     with pytest.raises(MarvelError, match="Query 1 is not finite"):
         top_k(np.array([[1.0, 0.0], [np.nan, 0.0]]), random_unit(6, 2), 1)
+
+
+def test_a_pool_and_ids_of_different_lengths_are_refused():
+    with pytest.raises(MarvelError, match="5 ids for 6 vectors"):
+        top_k(random_unit(2, 4), random_unit(6, 4), 1, ids=list("abcde"))

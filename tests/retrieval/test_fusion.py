@@ -151,6 +151,21 @@ def test_a_weight_is_never_judged_on_the_queries_it_was_fitted_on():
     assert weights.to_dict()["validation_queries"] == 40
 
 
+def test_one_weight_for_all_is_for_sets_too_that_it_was_not_fitted_on():
+    fitted = [lists("a", seed=1), lists("b", seed=2)]
+    joint = fit(fitted, scope="global")
+    (weight,) = set(joint.weights.values())
+    assert 0 < weight == joint.of("a") == joint.of("unseen")
+    report = compare([lists("unseen", seed=3)], joint)
+    assert report.sets[0].weight == weight
+    assert report.sets[0].fused.mean == pytest.approx(
+        hit_rate(lists("unseen", seed=3), weight, "add")
+    )
+    # A set of its own does not make its queries others.
+    with pytest.raises(MarvelError, match="40 of 40 queries were used"):
+        compare([fitted[0]], joint)
+
+
 def test_a_set_is_read_from_a_rerankers_file(tmp_path):
     source = tiny.TinySource(size=6, positives=2)
     origin = {

@@ -120,6 +120,32 @@ def test_the_best_that_are_not_gold_are_chosen_in_order(tmp_path):
     assert source.queries[5].negatives == lines[toy.queries[5].id].negatives
 
 
+def test_equal_similarities_are_ordered_by_id_wherever_they_stand_in_the_pool(tmp_path):
+    toy = Toy()
+    tied = ["1:0", "1:3", "1:41", "1:9", "9:17"]  # 1:41 is a text, and pictures are asked for
+    for id in tied[1:]:
+        toy.pool[toy.candidate_index(id)] = toy.pool[0]
+    toy.vectors[0] = toy.pool[0]
+    first = toy.queries[0]
+    _, lines = toy.run(tmp_path, "best")
+    assert list(lines[first.id].candidates[:5]) == tied and lines[first.id].positive_rank == 1
+    assert list(lines[first.id].negatives) == tied[1:4]
+    # What stands above the positive, C1, is decided by the id too.
+    by_modality = Strategies(Strategy(pick="modality", k=1, depth=50, threshold=None))
+    for answer, above in (("1:3", False), ("1:9", True)):
+        toy.queries[0] = dataclasses.replace(first, positives=(answer,))
+        _, lines = toy.run(tmp_path, f"before {answer}", strategies=by_modality)
+        line = lines[first.id]
+        assert list(line.candidates[:5]) == tied
+        assert (line.reasons[2] == "wrong_modality_below_positive") == (not above)
+    # The same candidates in another order.
+    places = np.random.default_rng(0).permutation(len(toy.candidates))
+    toy.candidates, toy.pool = [toy.candidates[place] for place in places], toy.pool[places]
+    toy._places = {one.id: place for place, one in enumerate(toy.candidates)}
+    _, shuffled = toy.run(tmp_path, "shuffled", strategies=by_modality)
+    assert shuffled[first.id] == line
+
+
 def test_the_local_pool_is_of_the_data_set_and_the_modality_asked_for(tmp_path):
     toy = Toy()
     _, lines = toy.run(tmp_path, pool="local")

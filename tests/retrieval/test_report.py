@@ -14,7 +14,8 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.protocols import RetrievalSet
 from marvel_jax.retrieval.report import Curve, Hit, pick_examples
-from marvel_jax.retrieval.report_page import chart, render, write_report
+from marvel_jax.retrieval.report_charts import chart
+from marvel_jax.retrieval.report_page import render, write_report
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
@@ -132,7 +133,11 @@ def test_the_files_are_whole_and_a_function_of_the_report(report, tmp_path):
     first = write_report(report, tmp_path / "a")
     second = write_report(report, tmp_path / "b")
     assert first.read_bytes() == second.read_bytes()
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["index.html", "report.json"]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [
+        "index.html",
+        "report.json",
+        "scores.csv",
+    ]
     record = json.loads((tmp_path / "a" / "report.json").read_text())
     assert record == json.loads(json.dumps(report.to_dict()))
     assert record["evaluation"]["sets"][0]["local_pool"]["hit"]["5"]["mean"] == pytest.approx(

@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 from vector_stores import manifest, random_unit, write_store
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval.store import StoreWriter, VectorStore, partial_path
+from marvel_jax.files import hash_files
+from marvel_jax.retrieval import store as store_module
+from marvel_jax.retrieval.store import VectorStore
+from marvel_jax.retrieval.store_types import STORE_TYPES, decode, encode
+from marvel_jax.retrieval.store_writer import StoreWriter, partial_path
 
 VECTORS = random_unit(23, 6)
 IDS = [f"emoji:{row * 7 % 23}" for row in range(23)]
@@ -160,6 +164,8 @@ def _edit_manifest(folder, change):
         (lambda f: (f / "vectors-00001.npy").unlink(), "vectors-00001.npy is missing"),
         (lambda f: _flip_a_byte(f / "vectors-00002.npy"), "vectors-00002.npy is damaged"),
         (lambda f: _flip_a_byte(f / "ids-00000.npy"), "ids-00000.npy is damaged"),
+        (lambda f: _edit_manifest(f, lambda m: m["shards"][0].pop("rows")), "manifest.json is dam"),
+        (lambda f: _edit_manifest(f, lambda m: m.update(dtype="int4")), "manifest.json: dtype='in"),
     ],
 )
 def test_a_damaged_store_is_refused_and_the_file_named(tmp_path, damage, message):
@@ -169,12 +175,102 @@ def test_a_damaged_store_is_refused_and_the_file_named(tmp_path, damage, message
         VectorStore.open(tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: _cut(f / "vectors-00001.npy"), "vectors-00001.npy is not a readable .npy array"),
+        (lambda f: _cut(f / "ids-00001.npy"), "ids-00001.npy is not a readable .npy array"),
+        (
+            lambda f: _edit_manifest(f, lambda m: m.update(dtype="int8")),
+            r"expected uint8 .*float32",
+        ),
+        (
+            lambda f: (f / "ids-00000.npy").write_bytes((f / "ids-00004.npy").read_bytes()),
+            "ids-00000.npy: expected 5 ids",
+        ),
+        (
+            lambda f: (f / "vectors-00000.npy").write_bytes((f / "vectors-00004.npy").read_bytes()),
+            r"vectors-00000.npy: expected float32 of shape \(5, 6\)",
+        ),
+    ],
+)
+def test_what_is_cut_or_of_another_kind_is_refused_without_reading_it_all(
+    tmp_path, damage, message
+):
+    write_store(tmp_path / "store", VECTORS, shard_rows=5)
+    damage(tmp_path / "store")
+    with pytest.raises(MarvelError, match=message):
+        VectorStore.open(tmp_path / "store", check="layout")
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
 def test_an_unknown_id_is_named(tmp_path):
     store = write_store(tmp_path / "store", VECTORS, IDS)
     with pytest.raises(MarvelError, match="no vector for 'emoji:99'"):
         store.rows_of(["emoji:3", "emoji:99"])
 
 
-def test_a_type_that_cannot_be_stored_is_refused():
-    with pytest.raises(MarvelError, match="int8"):
-        dataclasses.replace(manifest(3, 4), dtype="int8")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float16"}, "dtype='float16': vectors are stored as one of"),
+        ({"full_dimension": 4}, "dimension=4 is no truncation of full_dimension=4"),
+        ({"count": 0}, "count=0"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(changes, message):
+    with pytest.raises(MarvelError, match=message):
+        dataclasses.replace(manifest(3, 4), **changes)
+
+
+@pytest.mark.parametrize("dtype", STORE_TYPES)
+@pytest.mark.parametrize("large", [False, True])
+def test_every_way_of_reading_gives_the_same_vectors(tmp_path, monkeypatch, dtype, large):
+    if large:  # pages are given back while others read
+        monkeypatch.setattr(store_module, "RESIDENT_BYTES", 0)
+        monkeypatch.setattr(store_module, "_PICKED_ROWS", 100)
+    # Rows of no round number of bytes, over many pages.
+    vectors = random_unit(3000, 33)
+    store = write_store(tmp_path / "store", vectors, shard_rows=700, dtype=dtype)
+    expected = decode(encode(vectors, dtype), dtype, dimension=33)
+    assert store.dtype == dtype
+    size = sum(file.stat().st_size for file in (tmp_path / "store").glob("vectors-*"))
+    assert size - 5 * 128 == 3000 * store.bytes_per_vector
+    np.testing.assert_array_equal(store.vectors(), expected)
+    rows = np.random.default_rng(0).integers(0, 3000, 2000)
+    for start, block in store.blocks(512):
+        np.testing.assert_array_equal(block, expected[start : start + 512])
+        np.testing.assert_array_equal(store.vectors(rows[start:]), expected[rows[start:]])
+        store.release()
+        np.testing.assert_array_equal(block, expected[start : start + 512])
+    assert store.vectors(np.array([], np.int64)).shape == (0, 33)
+
+
+def test_a_store_of_version_1_is_read(tmp_path):
+    folder = tmp_path / "store"
+    write_store(folder, VECTORS, IDS, shard_rows=9)
+    for file in folder.glob("ids-*.npy"):
+        names = np.load(file).tobytes().split(b"\0")[:-1]
+        np.save(file, np.array(names))
+
+    def to_version_1(record):
+        record.update(version=1)
+        del record["failures"], record["full_dimension"]
+        for number, shard in enumerate(record["shards"]):
+            shard["ids_hash"] = hash_files(folder / f"ids-{number:05d}.npy")
+
+    _edit_manifest(folder, to_version_1)
+    store = VectorStore.open(folder)
+    assert list(store.ids) == IDS and store.manifest == manifest(23, 6)
+    assert store.rows_of(IDS[::-1]).tolist() == list(range(23))[::-1]
+    np.testing.assert_array_equal(store.vectors(), VECTORS)
+
+
+def test_verifying_tells_how_far_it_is(tmp_path):
+    write_store(tmp_path / "store", VECTORS, shard_rows=9)
+    told = []
+    VectorStore.open(tmp_path / "store", progress=lambda *done: told.append(done))
+    assert told == [(9, 23), (18, 23), (23, 23)]

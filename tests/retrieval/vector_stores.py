@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from marvel_jax.retrieval.store import Manifest, StoreWriter, VectorStore
+from marvel_jax.retrieval.store import VectorStore
+from marvel_jax.retrieval.store_writer import Manifest, StoreWriter
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

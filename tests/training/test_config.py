@@ -126,6 +126,26 @@ def distillation(changes: dict | None = None, **data: object) -> TrainConfig:
             ),
             "retention with objective='rerank'",
         ),
+        (
+            lambda: train_config(
+                objective="rerank",
+                rerank=RerankConfig(),
+                data=DataConfig(path=".", mined="x", hard_negatives=2),
+            ),
+            "data.hard_negatives=2 with objective='rerank' would not be used: set 0, and say in",
+        ),
+        (
+            lambda: train_config(data=DataConfig(path=".", taught_by="t0")),
+            "data.taught_by='t0' without data.teacher has nothing to check",
+        ),
+        (
+            lambda: train_config(data=DataConfig(path=".", retrieved_by="m0")),
+            "data.retrieved_by='m0' without data.mined and data.teacher has nothing to check",
+        ),
+        (
+            lambda: train_config(embedding=EmbeddingSettings(template="umarvel_released")),
+            "makes its marker tokens anew at every load.* Train with template='marvel'",
+        ),
         (lambda: DistillationConfig(depth=1), "distillation.depth=1: a list has at least 2"),
         (lambda: DistillationConfig(kl_weight=-1), "kl_weight=-1 must not be negative"),
         (lambda: DistillationConfig(kl_weight=0), "are both 0: nothing would be trained"),

@@ -180,3 +180,11 @@ def test_a_loaded_temperature_out_of_bounds_is_not_moved_in_silence():
     config = OptimizerConfig(temperature_min=0.04)
     with pytest.raises(MarvelError, match=r"temperature is 0\.031, outside of .*=0\.04"):
         initial_log_temperature(config, loaded=0.031)
+
+
+@pytest.mark.parametrize("bound", [0.01, 0.02, 0.03, 0.07])
+def test_a_stage_goes_on_from_a_temperature_that_was_held_at_a_bound(bound):
+    held = float(jnp.exp(jnp.log(jnp.float32(bound))))  # as a model folder keeps it
+    for config in (OptimizerConfig(temperature_min=bound), OptimizerConfig(temperature_max=bound)):
+        start = initial_log_temperature(config, loaded=held)
+        assert float(jnp.exp(start)) == pytest.approx(bound, rel=1e-6)

@@ -157,13 +157,16 @@ def test_transformers_loads_the_folder_without_a_word(model):
     np.testing.assert_array_equal(head, jax.device_get(ours))
 
 
-def test_a_mined_file_of_another_corpus_is_refused_before_any_step(config, mined, tmp_path):
+def test_a_mined_file_of_another_corpus_or_model_is_refused_before_any_step(
+    config, mined, tmp_path
+):
     manifest = json.loads(mined.with_name("mined.manifest.json").read_text())
     other = tmp_path / "mined.jsonl"
     other.write_bytes(mined.read_bytes())
-    changed = manifest | {"source_fingerprint": "x", "pool_hash": "y"}
+    changed = manifest | {"source_fingerprint": "x", "pool_hash": "y", "model_hash": "m0"}
     other.with_name("mined.manifest.json").write_text(json.dumps(changed))
-    data = dataclasses.replace(config.data, mined=str(other))
-    with pytest.raises(MarvelError, match="another pool"):
+    data = dataclasses.replace(config.data, mined=str(other), retrieved_by="m1")
+    with pytest.raises(MarvelError, match="another pool") as refused:
         train(dataclasses.replace(config, data=data), tmp_path / "run")
+    assert "another model (model_hash 'm0' there, 'm1' here)" in str(refused.value)
     assert not (tmp_path / "run" / "recipe.json").exists()

@@ -1,11 +1,13 @@
 """The contrastive objective: each query's positives told from all candidates of the batch."""
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
 
 from marvel_jax.losses.contrastive import ContrastiveLoss, Implementation, info_nce
+from marvel_jax.losses.matryoshka import nested_loss
 from marvel_jax.models.config import Qwen2VLConfig
 from marvel_jax.parallel.mesh import DATA_AXES, data_shards
 from marvel_jax.training.objective_config import brought
@@ -40,7 +42,8 @@ def loss_implementation(config: "TrainConfig", *, shards: int, width: int) -> Im
         return config.loss.implementation
     data = config.data
     candidates = data.global_batch * brought(config)
-    logits = 4 * (data.global_batch // shards) * candidates
+    widths = {*config.loss.matryoshka, width}  # the similarities of each, for the backward pass
+    logits = 4 * (data.global_batch // shards) * candidates * len(widths)
     gathered_candidates = 4 * candidates * width if shards > 1 else 0
     if logits > WHOLE_LOGITS_BYTES or gathered_candidates > GATHERED_BYTES:
         return "ring" if config.loss.form == "softmax" else "gather"
@@ -81,12 +84,11 @@ def in_batch_loss(
     bias: jax.Array | None,
     mesh: Mesh,
 ) -> ContrastiveLoss:
-    """InfoNCE of a batch whose rows have the vectors [R, G, D]."""
+    """InfoNCE of a batch whose rows have the vectors [R, G, D], over `loss.matryoshka` widths."""
     shards = data_shards(mesh)
     queries, candidates = batch.query_slot.shape[0], batch.candidate_slot.shape[0]
-    return info_nce(
-        gather_slots(vectors, batch.query_slot, shards=shards),
-        gather_slots(vectors, batch.candidate_slot, shards=shards),
+    loss = functools.partial(
+        info_nce,
         temperature=tau,
         own_positive=to_global(batch.own_positive, size=candidates // shards, shards=shards),
         candidate_id=batch.candidate_id,
@@ -103,4 +105,11 @@ def in_batch_loss(
         mesh=mesh,
         axes=DATA_AXES,
         tile=config.loss.tile,
+    )
+    return nested_loss(
+        loss,
+        gather_slots(vectors, batch.query_slot, shards=shards),
+        gather_slots(vectors, batch.candidate_slot, shards=shards),
+        widths=config.loss.matryoshka,
+        weights=config.loss.matryoshka_weights,
     )

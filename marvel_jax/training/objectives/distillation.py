@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from marvel_jax.losses.distillation import list_cosines, listwise_kl, teacher_logits
@@ -34,7 +35,8 @@ def distillation_loss(
 
     The KL is the mean over the queries that have a list, InfoNCE's the mean over all queries. In
     InfoNCE the entries of all lists are candidates like others: a known positive among them is no
-    negative of its query. A weight of 0 leaves its term out of the program.
+    negative of its query. A weight of 0 leaves its term out of the loss, whatever the term is; the
+    KL is measured all the same.
     """
     distillation = config.distillation
     assert distillation is not None  # TrainConfig checks it
@@ -59,7 +61,10 @@ def distillation_loss(
         temperature=tau,
         teacher_temperature=distillation.teacher_temperature,
     )
-    loss = distillation.kl_weight * divergence.loss
+    # Not 0 * KL: a teacher that is no number must not reach a loss that does not ask for it.
+    loss = jnp.zeros((), jnp.float32)
+    if distillation.kl_weight > 0:
+        loss = distillation.kl_weight * divergence.loss
     metrics = {
         "kl": divergence.loss,
         "agreement": divergence.agreement,

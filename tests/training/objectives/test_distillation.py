@@ -99,6 +99,24 @@ def test_a_student_comes_to_agree_with_its_teacher():
     assert np.mean(last) < 0.5 * np.mean(first)
 
 
+def test_a_teacher_that_is_not_asked_cannot_spoil_the_loss():
+    """kl_weight=0 trains the published control: the list as negatives of its own query."""
+    control = DistillationConfig(depth=4, kl_weight=0.0, contrastive_weight=1.0)
+    config = distilling(distillation=control)
+    mesh, placed, step = tiny_steps.build(config)
+    batch = next(tiny_steps.batches(config, 1, num_steps=1))
+    spoilt = batch._replace(lists=batch.lists._replace(yes=batch.lists.yes * np.nan))
+    put = put_batch(batch, mesh)
+    program = tiny_steps.compiled(step, placed.state, placed.frozen, put, np.True_)
+    # The step gives its state away.
+    state = jax.tree.map(jax.numpy.copy, placed.state)
+    good, metrics = program(state, placed.frozen, put, np.True_)
+    found, of_spoilt = program(placed.state, placed.frozen, put_batch(spoilt, mesh), np.True_)
+    assert np.isnan(of_spoilt["kl"]) and np.isfinite(metrics["kl"])
+    assert of_spoilt["loss"] == metrics["loss"] == metrics["contrastive"]
+    jax.tree.map(np.testing.assert_array_equal, found.params, good.params)
+
+
 def test_all_terms_are_added_with_their_weights():
     first = on_one_device().history[0]
     expected = first["kl"] + 0.5 * first["contrastive"] + 0.25 * first["next_token"]

@@ -127,14 +127,31 @@ def test_every_row_has_the_figures_of_its_objective(distilled):
     assert start["objective"] == "distillation"
 
 
-def test_a_killed_run_ends_with_the_same_weights(distilled, tmp_path):
-    """The folder as a process left it that died behind the checkpoint of step 2."""
+def test_a_killed_run_ends_with_the_same_weights_wherever_its_files_are_now(
+    distilled, files, tmp_path
+):
+    """The folder as a process left it that died behind the checkpoint of step 2.
+
+    Since then the teacher, the mined negatives and the texts have moved: what they hold counts.
+    """
     config, workdir = distilled
     again = tmp_path / "run"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "checkpoints" / "4")
-    train(config, again)
+    there = shutil.copytree(files, tmp_path / "files")
+    texts = shutil.copy(config.retention.path, tmp_path / "texts.jsonl")
+    moved = dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data, teacher=str(there / "teacher.jsonl"), mined=str(there / "mined.jsonl")
+        ),
+        retention=dataclasses.replace(config.retention, path=str(texts)),
+    )
+    train(moved, again)
     runs.assert_same_run(again, workdir)
+    other = dataclasses.replace(moved.retention, weight=0.5)
+    with pytest.raises(MarvelError, match=r"config\.retention\.weight was 0\.25 and is now 0\.5"):
+        train(dataclasses.replace(moved, retention=other), again)
 
 
 def test_files_of_other_models_are_told_before_anything_is_written(

@@ -1,0 +1,204 @@
+"""A reranker on top of an evaluation: what it says of the lists, its weight, what it costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_json, read_json_object
+from marvel_jax.recipes import fusing, recall
+from marvel_jax.recipes.evaluation import Evaluated, Say, Ticker
+from marvel_jax.recipes.reranked_lists import judge
+from marvel_jax.recipes.stages import Judged
+from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.fusion import FusionWeights, fit
+from marvel_jax.retrieval.rerank import Reranker
+from marvel_jax.retrieval.rerank_lists import rerank
+from marvel_jax.retrieval.reranked_scores import (
+    POOLS,
+    Pool,
+    RerankedEvaluation,
+    fixed_weights,
+    score_reranked,
+)
+
+PAPER_WEIGHT = 0.5
+"""Of the cosine, the rest of P(Yes): U-MARVEL's fusion where no weight was fitted."""
+
+
+@dataclass(frozen=True)
+class RerankOptions:
+    """How the results are reranked.
+
+    top: results of each query in each pool. weights: a file that `marvel run` fitted, a number
+    (the cosine's share, the same for all), or None. fit_split: the split to fit weights on; never
+    the one that is judged. Without either the weight is `PAPER_WEIGHT`.
+
+    Raises:
+      MarvelError: both, the test split, or no result to rerank.
+    """
+
+    top: int = 50
+    weights: str | None = None
+    fit_split: str | None = None
+    batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.fit_split is not None:
+            raise MarvelError("Weights are given (--weights) or fitted (--fit-split): choose one.")
+        if self.fit_split == "test":
+            raise MarvelError(
+                "--fit-split test: the weight would be judged on the queries that it was fitted "
+                "on. Fit it on val, or on a part of the training queries."
+            )
+        if self.top < 1:
+            raise MarvelError(f"--top {self.top}: rerank 1 result or more.")
+
+
+def given_weights(options: RerankOptions, names: Sequence[str]) -> dict[Pool, FusionWeights] | None:
+    """The weights for sets of these names; None where they are to be fitted.
+
+    Raises:
+      MarvelError: the file is not one of `marvel run`'s fusion, lacks a pool or a set, or the
+        number is not between 0 and 1.
+    """
+    if options.fit_split is not None:
+        return None
+    text = options.weights
+    try:
+        share = PAPER_WEIGHT if text is None else float(text)
+    except ValueError:
+        weights = _read_weights(Path(str(text)))
+        for one in weights.values():
+            for name in names:
+                one.of(name)
+        return weights
+    return dict.fromkeys(POOLS, fixed_weights(share, names))
+
+
+def rerank_evaluation(
+    reranker: Reranker,
+    embedder: Embedder,
+    evaluated: Evaluated,
+    layout: MbeirFolder,
+    options: RerankOptions,
+    *,
+    workdir: Path,
+    seed: int,
+    say: Say,
+) -> RerankedEvaluation:
+    """Scores the first results of every query in both pools, and fuses; goes on where it stopped.
+
+    Raises:
+      MarvelError: what reranking, fitting or scoring refuses.
+    """
+    names = list(evaluated.sets)
+    deepest = max(evaluated.sets.values(), key=lambda one: one.k)
+    if options.top < deepest.k:
+        raise MarvelError(
+            f"--top {options.top}: the score of {deepest.name} looks at the first {deepest.k} "
+            f"results: rerank at least {deepest.k}."
+        )
+    weights = given_weights(options, names)
+    if weights is None:
+        weights = _fitted(
+            reranker,
+            embedder,
+            evaluated,
+            layout,
+            options,
+            workdir=workdir,
+            seed=seed,
+            say=say,
+        )
+    judgements, cost = judge(
+        reranker,
+        evaluated,
+        layout,
+        workdir=workdir,
+        top=options.top,
+        batch_tokens=options.batch_tokens,
+        seed=seed,
+        say=say,
+    )
+    return score_reranked(
+        evaluated.evaluation,
+        {name: one.query_ids for name, one in evaluated.sets.items()},
+        judgements,
+        weights,
+        cost=cost,
+        seed=seed,
+    )
+
+
+def _fitted(
+    reranker: Reranker,
+    embedder: Embedder,
+    evaluated: Evaluated,
+    layout: MbeirFolder,
+    options: RerankOptions,
+    *,
+    workdir: Path,
+    seed: int,
+    say: Say,
+) -> dict[Pool, FusionWeights]:
+    """A weight for each set and pool, fitted on another split's queries."""
+    split = str(options.fit_split)
+    folder = workdir / "rerank" / split
+    kept = folder / "vectors" / "store"
+    plain = evaluated.store.dtype == "float32" and evaluated.store.dimension == embedder.dimension
+    if plain and not kept.exists():  # the union pool of test serves other splits too
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.symlink_to((workdir / "store").resolve(), target_is_directory=True)
+    key = hash_json([embedder.manifest_fields(), reranker.manifest_fields(), options.top, seed])
+    lists = {pool: folder / f"{key}-{pool}.jsonl" for pool in POOLS}
+    say(f"fitting the weights on {split}")
+    recall.write_lists(
+        embedder,
+        layout,
+        split=split,
+        depth=options.top,
+        seed=seed,
+        vectors=folder / "vectors",
+        out={str(pool): path for pool, path in lists.items()},
+        say=say,
+    )
+    weights: dict[Pool, FusionWeights] = {}
+    for pool, path in lists.items():
+        scores = path.with_suffix(".scores.jsonl")
+        if not scores.exists():
+            rerank(
+                reranker,
+                fusing.listed_source(layout, split),
+                path,
+                scores,
+                top=options.top,
+                seed=seed,
+                batch_tokens=options.batch_tokens,
+                progress=Ticker(say, f"lists of {split}, {pool} pool"),
+            )
+        weights[pool] = fit(fusing.read_sets(Judged(str(scores), str(layout.root), split)))
+    return weights
+
+
+def _read_weights(path: Path) -> dict[Pool, FusionWeights]:
+    found: Any = read_json_object(path).get("pools")
+    try:
+        return {
+            pool: FusionWeights(
+                form=found[pool]["weights"]["form"],
+                scope=found[pool]["weights"]["scope"],
+                weights=dict(found[pool]["weights"]["weights"]),
+                score=dict(found[pool]["weights"]["validation_score"]),
+                grid=tuple(found[pool]["weights"]["grid"]),
+                fitted_on=frozenset(),
+            )
+            for pool in POOLS
+        }
+    except (KeyError, TypeError) as error:
+        raise MarvelError(
+            f"{path} holds no fitted weights of the local and the global pool ({error!r}): name "
+            "the fusion.json of a `marvel run`, give a number, or fit with --fit-split."
+        ) from error

@@ -1,0 +1,92 @@
+"""Which items of a list are the same to the model: the same texts and the same bytes of pictures.
+
+An id does not count. Pictures are compared by their files' bytes, and a file is read for it only
+where another item has the same texts, sizes and instruction.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from marvel_jax.data.items import Image, Item, is_pillow
+
+
+def sketch(item: Item) -> bytes:
+    """16 bytes that copies have in common: texts, instruction, and the sizes of pictures.
+
+    Raises:
+      OSError: a picture's file is not there.
+    """
+    return _digest(item, lambda image: str(_size(image)).encode())
+
+
+def first_copies(sketches: Sequence[bytes | None], read: Callable[[int], Item]) -> np.ndarray:
+    """int64 [N]: the place of the first item that each item is a copy of, or its own.
+
+    Where the sketch is None, the item is nobody's copy. Pictures of those that share a sketch are
+    read once.
+    """
+    first = np.arange(len(sketches))
+    sharing: dict[bytes, list[int]] = {}
+    for place, one in enumerate(sketches):
+        if one is not None:
+            sharing.setdefault(one, []).append(place)
+    for places in sharing.values():
+        if len(places) == 1:
+            continue
+        found: dict[bytes, int] = {}
+        for place in places:
+            first[place] = found.setdefault(_content(read(place), place), place)
+    return first
+
+
+def _content(item: Item, place: int) -> bytes:
+    try:
+        return _digest(item, _bytes)
+    except OSError:  # it went away meanwhile: whoever encodes it says so
+        return f"unreadable {place}".encode()
+
+
+def _digest(item: Item, of_image: Callable[[Image], bytes]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    instruction = item.instruction
+    for kind, content in (
+        ("none" if instruction is None else "led", (instruction or "").encode()),
+        *(
+            ("text", part.encode()) if isinstance(part, str) else ("image", of_image(part))
+            for part in item.parts
+        ),
+    ):
+        digest.update(f"{kind} {len(content)} ".encode())
+        digest.update(content)
+    return digest.digest()
+
+
+def _size(image: Image) -> tuple[int, ...]:
+    source = image.source
+    if isinstance(source, bytes):
+        return (len(source),)
+    if isinstance(source, str | Path):
+        return (Path(source).stat().st_size,)
+    if isinstance(source, np.ndarray):
+        return source.shape
+    return (*source.size, -1)
+
+
+def _bytes(image: Image) -> bytes:
+    source = image.source
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str | Path):
+        return Path(source).read_bytes()
+    kind = getattr(source, "mode", "array")
+    # A picture in memory may be opened and not read: where that fails, its encoding says so.
+    if is_pillow(source):
+        try:
+            return f"{kind} {source.size} ".encode() + source.tobytes()
+        except Exception as error:
+            raise OSError(str(error)) from error
+    pixels = np.asarray(source)
+    return f"{kind} {pixels.shape} ".encode() + pixels.tobytes()

@@ -1,0 +1,118 @@
+"""The search benchmark: every contender in a process of its own, and figures that are its own."""
+
+import numpy as np
+import pytest
+
+from marvel_jax.bench import faiss_peers, search
+from marvel_jax.bench.search import SearchOptions, run
+from marvel_jax.bench.search_child import Answers, Child
+from marvel_jax.errors import MarvelError
+
+
+class Fake:
+    """Finds as many of the ten as its setting says."""
+
+    def settings(self):
+        return [
+            [{"right": right} for right in (2, 5, 9, 10)],
+            [{"right": right} for right in (3, 10)],
+        ]
+
+    def search(self, queries, k, setting):
+        found = np.tile(np.arange(k), (len(queries), 1))
+        found[:, setting["right"] :] = -1
+        return found
+
+
+@pytest.fixture
+def answers(tmp_path):
+    np.save(tmp_path / "queries.npy", np.zeros((7, 4), np.float32))
+    np.save(tmp_path / "exact.npy", np.tile(np.arange(10), (7, 1)))
+    return Answers(Fake(), tmp_path)
+
+
+def test_the_fastest_setting_that_reaches_each_recall_is_chosen(answers, monkeypatch):
+    pace = {2: 100, 5: 80, 9: 60, 10: 40, 3: 90}
+    monkeypatch.setattr(answers, "lap", lambda setting: {"queries/s": pace[setting["right"]]})
+    half, most, unreachable = answers.grid([0.5, 0.9, 1.1])
+    assert (half["setting"], half["recall"]) == ({"right": 5}, 0.5)
+    assert (most["setting"], most["queries/s"]) == ({"right": 9}, 60)
+    assert unreachable is None
+
+
+def test_scann_alone_is_built_searched_and_timed_in_its_own_process(tmp_path):
+    pytest.importorskip("scann", reason="ScaNN has wheels for Linux only")
+    options = SearchOptions(
+        rows=3000, dimension=16, queries=50, recall=(0.8,), peers=False, workdir=tmp_path
+    )
+    found = run(options)
+    (row,) = found["rows"]
+    assert row["index"] == "scann" and row["recall"] >= 0.8 and row["queries/s"] > 0
+    assert row["build_seconds"] > 0 and row["build_peak_gib"] > 0
+    assert found["of_best_peer"] == {"0.8": None}
+    assert any("FAISS left out" in line for line in found["notes"])
+    # A process that fails says why, and is gone.
+    (tmp_path / "exact.npy").unlink()
+    with Child("scann", workdir=tmp_path, threads=1, seconds=300) as child:
+        with pytest.raises(MarvelError, match=r"(?s)scann: its process ended.*exact\.npy"):
+            child.ask("build")
+        process = child._process
+    assert process.poll() is not None
+
+
+def test_the_ratio_is_of_the_best_peer_in_the_same_turns(monkeypatch):
+    rows = [
+        {"index": name, "target": 0.9, "queries/s": pace, "setting": "nprobe 3"}
+        for name, pace in (("scann", 10.0), ("slow", 20.0), ("fast", 30.0))
+    ]
+
+    class Timed:
+        def __init__(self, seconds):
+            self.seconds = iter(seconds)
+
+        def ask(self, call, *, setting):
+            assert call == "lap" and setting["nprobe"] == 3
+            seconds = next(self.seconds)
+            return {"seconds": seconds, "cpu_seconds": 2 * seconds}
+
+    children = {"scann": Timed([1, 4, 10, 40, 2, 8]), "fast": Timed([2, 30, 3])}
+    options = SearchOptions(queries=60, repeats=3, recall=(0.9,))
+    found, line = search._turns(rows, children, 0.9, options, lambda line: None)
+    # Each turn with itself: 2, 3 and 1.5 times as fast; the slow minute is in both.
+    assert (found["peer"], found["queries/s"], found["queries/cpu-s"]) == ("fast", 2.0, 2.0)
+    assert found["queries/s, exact scores"] == 0.5
+    assert rows[0]["queries/s"] == 30.0 and rows[2]["queries/s"] == 20.0
+    assert "2.00x" in line
+
+
+def test_faiss_finds_what_is_there(tmp_path):
+    pytest.importorskip("faiss", reason="the bench extra is not installed")
+    from marvel_jax.bench.clustered import Clustered, write_store
+    from marvel_jax.retrieval.exact import top_k
+
+    vectors = Clustered(rows=3000, dimension=16)
+    store = write_store([("c", vectors)], tmp_path / "store", dtype="float32")
+    queries = vectors.queries(40)
+    exact = top_k(queries, store, 10).indices
+    for name in faiss_peers.NAMES:
+        peer = faiss_peers.FaissPeer(name, threads=1)
+        peer.build(store, workdir=tmp_path)
+        found = peer.search(queries, 10, peer.settings()[-1][-1])
+        right = [np.isin(*pair).mean() for pair in zip(exact, found, strict=True)]
+        assert np.mean(right) > 0.98, name
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rows": 10}, {"dimension": 0}, {"recall": (1.0,)}, {"recall": ()}, {"threads": 0}]
+)
+def test_mistakes_are_told(wrong):
+    with pytest.raises(MarvelError, match=next(iter(wrong))):
+        SearchOptions(**wrong)
+
+
+def test_a_disk_that_is_too_small_is_told_first(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(search.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
+    with pytest.raises(MarvelError, match=r"1,000,000 vectors .* need 5\.7 GiB .* 1\.0 are free"):
+        run(SearchOptions(workdir=tmp_path))
