@@ -20,10 +20,10 @@ def build_index(
     store: Path,
     *,
     out: Path,
-    config: ScannConfig,
-    memory_gb: float | None,
-    target_recall: float | None,
-    queries: Path | None,
+    config: ScannConfig | None = None,
+    memory_gb: float | None = None,
+    target_recall: float | None = None,
+    queries: Path | None = None,
 ) -> Outcome:
     """Builds a ScaNN index over a store; tuned to a recall if asked.
 

@@ -144,7 +144,8 @@ def test_a_missing_picture(failing, tiny_model, tiny_corpus, tiny_config, tmp_pa
     shutil.copytree(tiny_corpus, tmp_path / "corpus")
     (tmp_path / "corpus/mbeir_images/3.png").unlink()
     said = failing("encode", tiny_model, "--pool", tmp_path / "corpus", "--out", tmp_path / "store")
-    assert "Item 90:3: image" in said and "mbeir_images/3.png cannot be read" in said
+    assert "90:3 (" in said and "mbeir_images/3.png" in said and "tolerate 1" in said
+    assert "store.failures.jsonl" in said and not (tmp_path / "store").exists()
     settings = ("--set", f"data.path={tmp_path / 'corpus'}")
     said = failing("train", tiny_config, "--workdir", tmp_path / "run", *settings)
     assert "mbeir_images/3.png cannot be read" in said
