@@ -114,7 +114,7 @@ class Answers:
         seconds = time.perf_counter() - started
         peak, after = status_bytes("VmHWM"), status_bytes("RssAnon")
         return {
-            "build_seconds": round(seconds, 1),
+            "build_seconds": round(seconds, 3),
             "build_peak_gib": None if peak is None else round(peak / _GIB, 2),
             "held_gib": None if after is None else round(after / _GIB, 2),
         }

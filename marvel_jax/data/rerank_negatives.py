@@ -14,8 +14,8 @@ from marvel_jax.data.mined import MinedQueries, MinedSource, read_mined
 from marvel_jax.errors import MarvelError
 
 _ADVICE = (
-    'Nothing is trained on it: mine again for this source, with record="all" and a depth beyond the '
-    "number of right answers that a query has."
+    'Nothing is trained on it: mine again for this source, with record="all" and a depth beyond '
+    "the number of right answers that a query has."
 )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from marvel_jax.data.items import Candidate, Item
 from marvel_jax.data.json_lines import JsonLines
 from marvel_jax.data.mbeir import MbeirFolder
-from marvel_jax.data.records import Records
+from marvel_jax.data.records import IdTable, Records
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.parallel import schedulers
@@ -54,7 +54,11 @@ def encode_pool(
     share, device = find_share(options.process_id, options.num_processes)
     say = Console(stderr=True).print
     started = time.perf_counter()
-    candidates = MbeirFolder(pool).pool("test") if pool.is_dir() else read_items(pool)
+    if pool.is_dir():
+        candidates = MbeirFolder(pool).pool("test")
+        IdTable(candidates, "did")  # an id that occurs twice is told before hours of encoding
+    else:
+        candidates = read_items(pool)
     if device is not None:
         _see_only(device)
     if share.processes > 1:

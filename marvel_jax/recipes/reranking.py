@@ -23,6 +23,7 @@ from marvel_jax.retrieval.reranked_scores import (
     fixed_weights,
     score_reranked,
 )
+from marvel_jax.retrieval.retrieval_sets import DEPTH
 
 PAPER_WEIGHT = 0.5
 """Of the cosine, the rest of P(Yes): U-MARVEL's fusion where no weight was fitted."""
@@ -55,6 +56,10 @@ class RerankOptions:
             )
         if self.top < 1:
             raise MarvelError(f"--top {self.top}: rerank 1 result or more.")
+        if self.top > DEPTH:
+            raise MarvelError(
+                f"--top {self.top}: {DEPTH} results of a query are kept, ask for fewer."
+            )
 
 
 def given_weights(options: RerankOptions, names: Sequence[str]) -> dict[Pool, FusionWeights] | None:

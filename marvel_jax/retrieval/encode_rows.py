@@ -52,15 +52,12 @@ def encoding_rows(
     trial = _Trial(lengths, batch_tokens, devices)
     for shape in known:
         fits = longest <= shape.tokens and most <= shape.patches
-        if fits and bool(most) == bool(shape.patches) and trial(shape).fill >= _ENOUGH:
+        if fits and bool(most) == bool(shape.patches) and not trial(shape).lacking:
             return shape, trial(shape).rows_a_call
     tried = {shape: trial(shape) for shape in _sizes(lengths, batch_tokens, merge_area)}
     shape = min(
         tried,
-        key=lambda one: (
-            round(max(0.0, _ENOUGH - tried[one].fill), 2),
-            tried[one].rows * _cost(one),
-        ),
+        key=lambda one: (tried[one].lacking, tried[one].rows * _cost(one)),
     )
     return shape, tried[shape].rows_a_call
 
@@ -111,6 +108,11 @@ class _Tried(NamedTuple):
     rows: int  # of all calls, empty ones too
     rows_a_call: int
     fill: float  # the share of real tokens
+
+    @property
+    def lacking(self) -> float:
+        """How far the fill is below what is enough, in hundredths: a sample says no more."""
+        return round(max(0.0, _ENOUGH - self.fill), 2)
 
 
 class _Trial:

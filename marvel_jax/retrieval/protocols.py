@@ -10,6 +10,7 @@ and NDCG@10. A pool of fewer candidates gives shorter lists; what is not there i
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from marvel_jax.retrieval import metrics, retrieval_sets
 from marvel_jax.retrieval.exact import TopK, top_k
 from marvel_jax.retrieval.metrics import Interval
 from marvel_jax.retrieval.retrieval_sets import DEPTH as DEPTH
-from marvel_jax.retrieval.retrieval_sets import QueryVectors, SetRows
+from marvel_jax.retrieval.retrieval_sets import QueryVectors, SetRows, search_asked
 from marvel_jax.retrieval.retrieval_sets import Rankings as Rankings
 from marvel_jax.retrieval.retrieval_sets import RetrievalSet as RetrievalSet
 from marvel_jax.retrieval.scann_index import (
@@ -311,8 +312,7 @@ def _approximate(
         queries = vectors.vectors() if isinstance(vectors, VectorStore) else vectors
         whole = rankings[one.name].global_pool
         deep = min(max(one.k, width), len(index.store))
-        found = index.search(queries, deep)
-        found.indices[~queries.any(axis=1)] = -1
+        found = search_asked(functools.partial(index.search, k=deep), queries, deep)
         first, exact = (
             TopK(some.scores[:, :width], some.indices[:, :width]) for some in (found, whole)
         )
@@ -320,7 +320,7 @@ def _approximate(
         hits[one.name] = float(
             metrics.judge(found.indices, rows[one.name].relevant).hit(one.k).mean()
         )
-        timed.append(np.array(queries[::every]))
+        timed.append(np.array(queries[queries.any(axis=1)][::every]))
     sample = np.concatenate(timed)[:_TIMED_QUERIES]
     return ApproximateScores(
         description=describe(index.config),

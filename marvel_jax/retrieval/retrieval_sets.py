@@ -244,14 +244,23 @@ def _chunks(sources: Sequence[QueryVectors], size: int) -> Iterator[np.ndarray]:
 
 def _top(queries: np.ndarray, store: VectorStore, depth: int, *, subset: np.ndarray | None) -> TopK:
     """As `exact.top_k`, `depth` wide whatever the pool; nothing for queries that are all zeros."""
-    size = len(store) if subset is None else len(subset)
-    found = top_k(queries, store, min(depth, size), subset=subset)
-    scores = np.full((len(queries), depth), -np.inf, np.float32)
-    indices = np.full((len(queries), depth), -1, np.int32)
-    scores[:, : found.scores.shape[1]] = found.scores
-    indices[:, : found.indices.shape[1]] = found.indices
-    nothing = ~queries.any(axis=1)
-    scores[nothing], indices[nothing] = -np.inf, -1
+    k = min(depth, len(store) if subset is None else len(subset))
+    return search_asked(lambda asked: top_k(asked, store, k, subset=subset), queries, depth)
+
+
+def search_asked(search: Callable[[np.ndarray], TopK], queries: np.ndarray, width: int) -> TopK:
+    """What `search` finds for the queries [Q, D], [Q, width]; nothing for those of all zeros.
+
+    Zeros stand for a query that could not be read. They are as near to every candidate as to any
+    other, and have no direction that could be truncated.
+    """
+    scores = np.full((len(queries), width), -np.inf, np.float32)
+    indices = np.full((len(queries), width), -1, np.int32)
+    asked = np.flatnonzero(queries.any(axis=1))
+    if len(asked):
+        found = search(queries[asked])
+        scores[asked, : found.scores.shape[1]] = found.scores
+        indices[asked, : found.indices.shape[1]] = found.indices
     return TopK(scores, indices)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -198,10 +197,11 @@ class StoreWriter:
             self._replace("manifest.json", {**dataclasses.asdict(manifest), "shards": records})
         try:
             VectorStore.open(self._partial, check="layout")
-        except MarvelError:  # e.g. an id twice: nothing that is written could mend it
-            if not self.path.is_dir():
-                shutil.rmtree(self._partial, ignore_errors=True)
-            raise
+        except MarvelError as error:
+            raise MarvelError(
+                f"{error} What was encoded is kept in {self._partial}: mend the cause and run "
+                "again, or remove that folder to begin anew."
+            ) from error
         self._partial.replace(self.path)
         # Only now: until the store has its name, the records are what a killed writer resumes by.
         for record_file in (*self.path.glob("shard-*.json"), self.path / _PROMISE):
