@@ -12,10 +12,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from marvel_jax.data import doctor
 from marvel_jax.data.doctor import Checked, CheckOptions
 from marvel_jax.data.doctor_problems import Findings, Severity
-from marvel_jax.data.protocols import registry
 from marvel_jax.data.protocols.check import check_set
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import EXIT_ERROR, EXIT_INTERRUPTED, Outcome
+from marvel_jax.recipes.protocol_entry import find_protocol
 
 MBEIR = "mbeir"
 FORMAT, VERSION = "marvel-data-check", 1
@@ -26,7 +26,7 @@ def check_data(
 ) -> Outcome:
     """Looks at a corpus and tells what is wrong with it: 0 if nothing but notes, 1 for errors.
 
-    `layout` is "mbeir" or the name of a test set (`data.protocols`). `out` gets every problem as
+    `layout` is "mbeir", or a test set as `find_protocol` takes it. `out` gets every problem as
     JSON. An interrupted check tells and writes what it has found.
 
     Raises:
@@ -34,7 +34,7 @@ def check_data(
     """
     if out is not None and not out.parent.is_dir():
         raise MarvelError(f"{out.parent}, where --out is to be written, is not a folder.")
-    entry = None if layout == MBEIR else registry.find(layout)
+    entry = None if layout == MBEIR else find_protocol(layout)
     with Findings(keep_all=out is not None) as findings:
         with _bar() as progress:
             if entry is None:

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import Outcome
-from marvel_jax.recipes.protocol_evaluation import evaluate_protocol, find_protocol
+from marvel_jax.recipes.protocol_entry import find_protocol
+from marvel_jax.recipes.protocol_evaluation import evaluate_protocol
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.store_types import StoreType
 

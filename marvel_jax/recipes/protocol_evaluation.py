@@ -8,11 +8,8 @@ from typing import Any
 
 import marvel_jax
 from marvel_jax.data.items import Candidate, Item
-from marvel_jax.data.protocols import registry
-from marvel_jax.data.protocols.protocol import LoadedSet, Protocol, Test
-from marvel_jax.errors import MarvelError
+from marvel_jax.data.protocols.protocol import LoadedSet, Test
 from marvel_jax.files import write_json, write_jsonl
-from marvel_jax.recipes.config_file import run_file
 from marvel_jax.recipes.evaluation import Ticker
 from marvel_jax.recipes.evaluation_inputs import aligned, failures
 from marvel_jax.retrieval.embedder import Embedder
@@ -70,22 +67,6 @@ class ProtocolScores:
             )
         lines += [f"to be judged elsewhere: {path}" for path in self.submissions]
         return lines
-
-
-def find_protocol(name: str) -> Protocol:
-    """An entry by its name, or the `protocol` that a Python file defines.
-
-    Raises:
-      MarvelError: there is no such entry, or the file defines none.
-    """
-    if not name.endswith(".py"):
-        return registry.find(name)
-    found = getattr(run_file(Path(name), defines="protocol"), "protocol", None)
-    if not isinstance(found, Protocol):
-        raise MarvelError(
-            f"{name} must define `protocol`, a Protocol; found {type(found).__name__}."
-        )
-    return found
 
 
 def evaluate_protocol(

@@ -9,7 +9,8 @@ from marvel_jax.data.items import Item
 from marvel_jax.data.protocols import reading, registry, videos
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.protocol_command import evaluate_on
-from marvel_jax.recipes.protocol_evaluation import evaluate_protocol, find_protocol
+from marvel_jax.recipes.protocol_entry import find_protocol
+from marvel_jax.recipes.protocol_evaluation import evaluate_protocol
 from tests.protocol_folders import FIXTURES, ColourEmbedder, paint
 
 NAMES = list(FIXTURES)

@@ -8,7 +8,7 @@ from marvel_jax.data.doctor import Checked, CheckOptions, Progress
 from marvel_jax.data.doctor_images import examine
 from marvel_jax.data.doctor_problems import Findings, Kind, Problem
 from marvel_jax.data.doctor_workers import Workers, available_cores
-from marvel_jax.data.items import Item
+from marvel_jax.data.items import Image, Item
 from marvel_jax.data.protocols.protocol import Protocol, SetData
 from marvel_jax.errors import MarvelError
 
@@ -102,12 +102,19 @@ def _counts(protocol: Protocol, data: SetData) -> Iterator[Problem]:
 
 
 class _Task(NamedTuple):
-    pictures: Sequence[tuple[Path, str]]  # and the first id that names it
+    pictures: Sequence[tuple[Path, str, bool]]  # the first id that names it, whether it is no video
     decode: bool
 
 
 def _look(task: _Task) -> list[tuple[Kind, str] | None]:
-    return [examine(path, decode=task.decode) for path, _ in task.pictures]
+    return [
+        examine(path, decode=task.decode) if still else _there(path)
+        for path, _, still in task.pictures
+    ]
+
+
+def _there(video: Path) -> tuple[Kind, str] | None:
+    return None if video.is_file() else (Kind.IMAGE_MISSING, "there is no such file")
 
 
 def _pictures(
@@ -118,19 +125,20 @@ def _pictures(
     options: CheckOptions,
     progress: Progress | None,
 ) -> None:
-    named: dict[Path, str] = {}
+    named: dict[Path, tuple[str, bool]] = {}
     for items in data.collections.values():
         for item in items:
-            named |= {path: str(item.id) for path in _paths(item) if path not in named}
+            for path, still in _paths(item):
+                named.setdefault(path, (str(item.id), still))
     checked.pictures = len(named)
-    every = list(named.items())
+    every = [(path, id, still) for path, (id, still) in named.items()]
     decode = options.images == "decode"
     size = options.pictures
     tasks = [_Task(every[at : at + size], decode) for at in range(0, len(every), size)]
     with Workers(available_cores() if options.jobs is None else options.jobs) as workers:
         results = workers.map(_look, tasks, worthwhile=len(tasks) >= _WORTHWHILE)
         for task, looked in zip(tasks, results, strict=True):
-            for (path, id), found in zip(task.pictures, looked, strict=True):
+            for (path, id, _), found in zip(task.pictures, looked, strict=True):
                 if found is not None:
                     short = str(path.relative_to(root) if path.is_relative_to(root) else path)
                     message = f"{id} names {short}: {found[1]}"
@@ -140,5 +148,11 @@ def _pictures(
                 progress("pictures", checked.looked_at, checked.pictures)
 
 
-def _paths(item: Item) -> list[Path]:
-    return [Path(image.source) for image in item.images if isinstance(image.source, str | Path)]
+def _paths(item: Item) -> list[tuple[Path, bool]]:
+    """The files that an item names, and whether each is a picture and no video."""
+    media = [part for part in item.parts if not isinstance(part, str)]
+    return [
+        (Path(part.source), isinstance(part, Image))
+        for part in media
+        if isinstance(part.source, str | Path)
+    ]

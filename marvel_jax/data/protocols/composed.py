@@ -167,6 +167,12 @@ GENECIS = Protocol(
         "vg/focus_attribute/",
         "vg/change_attribute/",
     ),
+    sizes={
+        "focus_attribute": Size(2000, 10),
+        "change_attribute": Size(2112, 15),
+        "focus_object": Size(1960, 15),
+        "change_object": Size(1960, 15),
+    },
     groups={"mean": GENECIS_SUBSETS},
     own_galleries=True,
 )

@@ -215,5 +215,7 @@ def _content(item: Item, root: Path) -> list[bytes]:
         if isinstance(source, Path) and source.is_relative_to(root):
             source = source.relative_to(root)
         kept = source if isinstance(source, bytes) else str(source).encode()
-        found += [type(part).__name__.encode(), kept]
+        # How a video's frames are drawn decides what it is.
+        drawn = (getattr(part, "num_frames", None), getattr(part, "fps", None))
+        found += [f"{type(part).__name__} {drawn}".encode(), kept]
     return found

@@ -173,7 +173,7 @@ def picture(
 
 
 def video(path: Path, *, id: str, **sampling: Any) -> Item:
-    """An item of a video; `sampling` are arguments of `items.Video`, as its number of frames."""
+    """An item of a video; `sampling` are arguments of `items.Video`: num_frames or fps."""
     made: Any = getattr(items, "Video", None)
     if made is None:
         raise MarvelError(f"{path}: this version reads no video.")

@@ -12,7 +12,7 @@ MSVD_FRAMES = 12
 
 def _described(captions: list[tuple[str, str]], videos: dict[str, Path], frames: int) -> SetData:
     """Each of (video's id, sentence) looks for its video; 0 frames leaves their number open."""
-    sampling = {"frames": frames} if frames else {}
+    sampling = {"num_frames": frames} if frames else {}
     asked = [(str(n), text) for n, (_, text) in enumerate(captions)]
     return SetData(
         {

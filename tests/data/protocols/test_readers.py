@@ -79,7 +79,7 @@ def test_videos_are_asked_for_frames_as_their_protocol_says(tmp_path, monkeypatc
     monkeypatch.setattr(videos, "video", note)
     load("msvd", tmp_path / "msvd")
     load("msrvtt", tmp_path / "msrvtt")
-    assert asked["one_0_5.avi"] == {"frames": 12} and asked["video7.mp4"] == {}
+    assert asked["one_0_5.avi"] == {"num_frames": 12} and asked["video7.mp4"] == {}
 
 
 def test_a_large_corpus_is_read_as_it_is_asked_for(tmp_path):
