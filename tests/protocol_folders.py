@@ -117,9 +117,9 @@ def sharegpt4v(root: Path) -> None:
 
 
 def urban1k(root: Path) -> None:
-    for number, colour in ((1, "red"), (2, "green"), (10, "blue")):
+    for number, colour, other in ((1, "red", "green"), (2, "green", "blue"), (10, "blue", "red")):
         paint(root / "image" / f"{number}.jpg", colour)
-        put(root / "caption" / f"{number}.txt", f"{colour}\nwhite white white white\n")
+        put(root / "caption" / f"{number}.txt", f"{colour}\n{other} {other} {other}\n")
 
 
 def circo(root: Path) -> None:
@@ -203,7 +203,8 @@ def ccneg(root: Path, data: object = None) -> None:
     found = (
         ("red", "red", "not, red, but, green"),
         ("green", "blue", "green"),
-        ("red", "red", "red"),
+        # Without the comma as near as the true one: that is no choice.
+        ("red", "red green", "red, blue"),
     )
     for number, (colour, _, _) in enumerate(found):
         paint(root / "ccneg_images" / f"{number}.jpg", colour)

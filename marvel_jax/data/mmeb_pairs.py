@@ -62,7 +62,7 @@ class MmebPairs:
     def fingerprint(self) -> str:
         """A hash of the three files."""
         instructions = self.root / "data_instruction.json"
-        paths = [self._lines.path, *self._places.paths, instructions]
+        paths: list[Path | str] = [self._lines.path, *self._places.paths, instructions]
         return hash_bytes(b"mmeb", hash_files(*paths).encode())
 
     def _pair(self, one: Record) -> Pair:
