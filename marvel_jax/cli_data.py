@@ -49,7 +49,9 @@ def data_make_mbeir(
 def data_check(
     folder: Annotated[Positional[Path], arg(help="The corpus.")],
     *,
-    format: Annotated[Literal["mbeir"], arg(help="Its layout.")] = "mbeir",  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str, arg(help="Its layout: mbeir, or a test set of `marvel evaluate --protocol`.")
+    ] = "mbeir",
     images: Annotated[
         Literal["headers", "decode", "none"],
         arg(help="Read each picture's header and end, all of it, or none."),
@@ -74,7 +76,7 @@ def data_check(
     from marvel_jax.recipes.doctoring import check_data
 
     options = CheckOptions(images=images, counts=counts, jobs=jobs)
-    return check_data(folder, options=options, out=out)
+    return check_data(folder, options=options, out=out, layout=format)
 
 
 @data.command(name="download")

@@ -187,8 +187,15 @@ def mine(
 def evaluate(
     model: Annotated[Positional[str], arg(help="A Hugging Face folder or a Hub id.")],
     *,
-    data: Annotated[Path, arg(help="An M-BEIR folder.")],
+    data: Annotated[Path, arg(help="An M-BEIR folder; with --protocol, the set's folder.")],
     workdir: Annotated[Path, arg(help="Folder for vectors, index, rankings and scores.")],
+    protocol: Annotated[
+        str | None,
+        arg(
+            help="Another test set than M-BEIR: flickr30k, circo, mmeb, beir, ... (an unknown name "
+            "lists them), or a Python file that defines `protocol`."
+        ),
+    ] = None,
     seed: Annotated[int, arg(help="Chooses each query's instruction.")] = 0,
     exact_only: Annotated[bool, arg(help="Leave out ScaNN, shown beside exact search.")] = False,
     all_instructions: Annotated[
@@ -229,12 +236,36 @@ def evaluate(
     ] = 0,
     json: Json = False,
 ) -> Outcome:
-    """Scores a model with the M-BEIR protocol, on local pools and on the global one.
+    """Scores a model with the M-BEIR protocol, on local pools and the global one; or on --protocol.
 
     Run it again after an interruption and it goes on; another seed encodes only the queries.
     """
     from marvel_jax.recipes.evaluate_command import evaluate_model, with_reranker
 
+    if protocol is not None:
+        from marvel_jax.recipes.protocol_command import evaluate_on
+
+        unused = {
+            "--exact-only": exact_only,
+            "--all-instructions": all_instructions,
+            "--held-out": held_out,
+            "--reranker": reranker,
+            "--weights": weights,
+            "--fit-split": fit_split,
+            "--prompt": prompt,
+        }
+        return evaluate_on(
+            model,
+            protocol=protocol,
+            data=data,
+            workdir=workdir,
+            seed=seed,
+            dtype=dtype,
+            dimension=dimension,
+            compute=compute,
+            tolerate=tolerate,
+            unused=[flag for flag, value in unused.items() if value],
+        )
     return evaluate_model(
         model,
         data=data,

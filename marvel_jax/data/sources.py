@@ -7,6 +7,7 @@ from typing import Literal
 from marvel_jax.data.items import RetrievalSource
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.data.mined import with_negatives
+from marvel_jax.data.mmeb_pairs import MmebPairs
 from marvel_jax.data.pair_captions import CaptionPairs
 from marvel_jax.data.pair_csv import NliTriplets
 from marvel_jax.data.pair_jsonl import JsonPairs
@@ -16,7 +17,7 @@ from marvel_jax.data.taught import with_teachers
 from marvel_jax.data.webdataset import WebDatasetSource
 from marvel_jax.errors import MarvelError
 
-Reader = Literal["mbeir", "tfds", "nli", "captions", "jsonl", "webdataset"]
+Reader = Literal["mbeir", "tfds", "nli", "captions", "jsonl", "webdataset", "mmeb"]
 
 # What the path of a reader of folders is to be, and how one is made.
 _WHAT_FOLDER = {
@@ -25,7 +26,7 @@ _WHAT_FOLDER = {
     "tfds": "a corpus with a TFDS data set, or make one of emoji there (`marvel data emoji --out "
     "{0}`).",
 }
-_WITH_IMAGES = ("captions", "jsonl")
+_WITH_IMAGES = ("captions", "jsonl", "mmeb")
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class SourceConfig:
     reader: of what form `path` is. "mbeir" and "tfds": a corpus folder, of which `split` is read.
       "nli": a csv of sentence triplets. "captions": a JSON object of captions (CC3M-595K).
       "jsonl": pairs of any kind, one a line. "webdataset": tar shards (a folder, a file or a
-      pattern).
-    images: where the relative picture paths of "captions" and "jsonl" begin (None: the file's
-      folder).
+      pattern). "mmeb": the folder of MMEB's training files.
+    images: where the relative picture paths of "captions", "jsonl" and "mmeb" begin (None: the
+      file's folder).
     include, exclude: parts of an M-BEIR folder ("mbeir" only): "nights", "task4", "oven_task6".
     mined: a file of mined negatives for exactly these queries and candidates, in the place of the
       source's own.
@@ -65,7 +66,7 @@ class SourceConfig:
         if self.images is not None and self.reader not in _WITH_IMAGES:
             raise MarvelError(
                 f"images={self.images!r} with reader={self.reader!r}: only "
-                f"{' and '.join(_WITH_IMAGES)} take a folder of pictures. Leave it None."
+                f"{', '.join(_WITH_IMAGES)} take a folder of pictures. Leave it None."
             )
         if (self.include or self.exclude) and self.reader != "mbeir":
             raise MarvelError(
@@ -166,6 +167,8 @@ def _read(config: SourceConfig, field: str) -> RetrievalSource:
             return PairSource(NliTriplets(path))
         if config.reader == "captions":
             return PairSource(CaptionPairs(path, images=config.images))
+        if config.reader == "mmeb":
+            return PairSource(MmebPairs(path, images=config.images))
         return PairSource(JsonPairs(path, images=config.images))
     except MarvelError as error:
         raise MarvelError(f"{field} (reader={config.reader!r}): {error}") from error

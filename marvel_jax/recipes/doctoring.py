@@ -12,25 +12,35 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from marvel_jax.data import doctor
 from marvel_jax.data.doctor import Checked, CheckOptions
 from marvel_jax.data.doctor_problems import Findings, Severity
+from marvel_jax.data.protocols.check import check_set
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import EXIT_ERROR, EXIT_INTERRUPTED, Outcome
+from marvel_jax.recipes.protocol_entry import find_protocol
 
+MBEIR = "mbeir"
 FORMAT, VERSION = "marvel-data-check", 1
 
 
-def check_data(root: Path, *, options: CheckOptions, out: Path | None) -> Outcome:
+def check_data(
+    root: Path, *, options: CheckOptions, out: Path | None, layout: str = MBEIR
+) -> Outcome:
     """Looks at a corpus and tells what is wrong with it: 0 if nothing but notes, 1 for errors.
 
-    `out` gets every problem as JSON. An interrupted check tells and writes what it has found.
+    `layout` is "mbeir", or a test set as `find_protocol` takes it. `out` gets every problem as
+    JSON. An interrupted check tells and writes what it has found.
 
     Raises:
       MarvelError: the folder is no corpus, or `out` cannot be written; told before the check.
     """
     if out is not None and not out.parent.is_dir():
         raise MarvelError(f"{out.parent}, where --out is to be written, is not a folder.")
+    entry = None if layout == MBEIR else find_protocol(layout)
     with Findings(keep_all=out is not None) as findings:
         with _bar() as progress:
-            checked = doctor.check(root, findings, options=options, progress=progress)
+            if entry is None:
+                checked = doctor.check(root, findings, options=options, progress=progress)
+            else:
+                checked = check_set(entry, root, findings, options=options, progress=progress)
         if out is not None:
             _write(out, root, options, checked, findings)
         errors, notes = findings.count(Severity.ERROR), findings.count(Severity.NOTE)
