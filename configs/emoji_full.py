@@ -71,7 +71,7 @@ def reranker(name: str, *, retriever: str, vectors: str | None = None) -> tuple[
             "task_weights": dict.fromkeys(emoji.TASK_WEIGHTS, 1.0),
         },
         objective="rerank",
-        rerank=RerankConfig(top=50, max_text_tokens=48),
+        rerank=RerankConfig(top=100, max_text_tokens=48),
         loss=dataclasses.replace(start.loss, symmetric=False),
     )
     lists = Mine(
@@ -80,7 +80,7 @@ def reranker(name: str, *, retriever: str, vectors: str | None = None) -> tuple[
         CORPUS,
         pool="local",
         preset="unfiltered",
-        settings=("depth=50",),
+        settings=("depth=100",),  # an emoji has up to 79 names
         vectors=vectors,
     )
     return lists, Train(name, config)

@@ -13,7 +13,10 @@ from marvel_jax.data.keyed_lines import Offenders, check_origin
 from marvel_jax.data.mined import MinedQueries, MinedSource, read_mined
 from marvel_jax.errors import MarvelError
 
-_ADVICE = 'Nothing is trained on it: mine again for this source, with record="all".'
+_ADVICE = (
+    'Nothing is trained on it: mine again for this source, with record="all" and a depth beyond the '
+    "number of right answers that a query has."
+)
 
 
 def with_listed_negatives(
