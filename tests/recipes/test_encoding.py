@@ -65,7 +65,7 @@ def test_a_pool_of_items_is_read_in_order_with_pictures_beside_it(tmp_path):
         ('{"id": "a"}', r"line 1: 'a': an item has neither text nor image"),
         ('{"id": "a", "text": " "}', r"line 1: 'a': an item has neither text nor image"),
         ('{"id": "a", "text": 5}', r"line 1: 'a': expected text as a text, found 5"),
-        ('{"id": "a", "image": ["b.png"]}', r"line 1: 'a' has image \['b.png'\]; expected text"),
+        ('{"id": "a", "image": [3]}', r"line 1: 'a': expected image as a path or paths, found 3"),
         ("\n", r"pool\.jsonl holds no item"),
     ],
 )
