@@ -7,6 +7,7 @@ import pytest
 
 from marvel_jax.data.items import Image, Item, Video
 from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.encode_copies import first_copies, sketch
 from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.settings import EmbeddingSettings
 from marvel_jax.video_geometry import VideoGeometry
@@ -72,7 +73,7 @@ def test_from_jsonl_to_a_search_the_order_counts(marvel, model, pool, tmp_path):
     apart = np.abs(expected[:, None] - expected[None]).max(axis=-1)
     assert apart[~np.eye(len(items), dtype=bool)].min() > 3e-5
     # The query is one of the items, in a file of its own.
-    line = (folder / "pool.jsonl").read_text().splitlines()[3]
+    line = (folder / "pool.jsonl").read_text().splitlines()[4]
     (folder / "query.json").write_text(line)
     found = marvel(
         "search",
@@ -84,7 +85,7 @@ def test_from_jsonl_to_a_search_the_order_counts(marvel, model, pool, tmp_path):
         *("--k", 3, "--json"),
     )
     assert found.code == 0, found
-    assert found.json["hits"][0]["id"] == "ptp2" and found.json["hits"][0]["score"] > 1 - 1e-5
+    assert found.json["hits"][0]["id"] == "ptpv" and found.json["hits"][0]["score"] > 1 - 1e-5
 
 
 def test_a_query_is_either_parts_or_the_rest(failing, model, tmp_path):
@@ -105,3 +106,21 @@ def test_a_broken_video_is_listed_and_the_others_go_on(marvel, model, tmp_path):
     assert ran.code == 0 and ran.json["failures"] == 1, ran
     (failure,) = map(json.loads, (tmp_path / "store.failures.jsonl").read_text().splitlines())
     assert failure["id"] == "v" and failure["file"].endswith("bad.mp4")
+
+
+def test_videos_are_copies_only_with_the_same_frames(pool):
+    folder, _ = pool
+    first, second = (Image(folder / f"{number}.png") for number in (0, 1))
+    items = [
+        Item.of(video=Video(frames, num_frames=number))
+        for frames, number in (
+            ([first, second], None),
+            ([first, second], None),
+            ([second, first], None),
+            ([first, second], 1),
+            ([first], None),
+        )
+    ]
+    items.append(Item.of(image=first))
+    marks = [sketch(item) for item in items]
+    assert first_copies(marks, items.__getitem__).tolist() == [0, 0, 2, 3, 4, 5]
