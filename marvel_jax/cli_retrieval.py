@@ -13,7 +13,9 @@ from marvel_jax.recipes.outcome import Outcome
 def encode(
     model: Annotated[Positional[str], arg(help="A Hugging Face folder or a Hub id.")],
     *,
-    pool: Annotated[Path, arg(help="An M-BEIR folder, or a jsonl of id, text, image.")],
+    pool: Annotated[
+        Path, arg(help="An M-BEIR folder, or a jsonl of id, text, image, video or parts.")
+    ],
     out: Annotated[Path, arg(help="The vector store to write.")],
     dtype: Annotated[
         Literal["float32", "bfloat16", "int8", "binary"], arg(help="Of the stored vectors.")
@@ -116,15 +118,30 @@ def search(
     index: Annotated[Path | None, arg(help="A ScaNN index of it; without one, exact.")] = None,
     text: Annotated[str | None, arg(help="The query's text.")] = None,
     image: Annotated[Path | None, arg(help="The query's picture.")] = None,
+    video: Annotated[Path | None, arg(help="The query's video.")] = None,
+    parts: Annotated[
+        Path | None,
+        arg(
+            help='A JSON file of the query, for any order: {"parts": [{"image": "a.jpg"}, "but"]}.'
+        ),
+    ] = None,
     instruction: Annotated[str | None, arg(help="What to look for.")] = None,
     k: Annotated[int, arg(help="How many to return.")] = 10,
     json: Json = False,
 ) -> Outcome:
-    """Searches a store by text, picture or both."""
+    """Searches a store by text, picture, video or any of them together."""
     from marvel_jax.recipes.searching import search_store
 
     return search_store(
-        model, store=store, index=index, text=text, image=image, instruction=instruction, k=k
+        model,
+        store=store,
+        index=index,
+        text=text,
+        image=image,
+        instruction=instruction,
+        k=k,
+        video=video,
+        parts=parts,
     )
 
 

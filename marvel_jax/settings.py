@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 from marvel_jax import preprocessor
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_json_object
+from marvel_jax.video_geometry import VideoGeometry
 
 SETTINGS_FILE = "marvel.json"
 RERANKER = "reranker"  # "model" in the file of a model that scores pairs and does not embed
@@ -27,7 +28,7 @@ class EmbeddingSettings:
     `min_pixels` and `max_pixels` bound an image's area after resizing; `max_text_tokens` cuts the
     item's own text only. `instruction` is read but not pooled ("masked"), pooled like the rest, or
     left out ("none"); `prompt` "one_word" asks behind every item to summarize it in one word: both
-    are for ablations.
+    are for ablations. `video` says which frames of a video are read.
     """
 
     attention: Attention = "bidirectional"
@@ -39,6 +40,7 @@ class EmbeddingSettings:
     max_text_tokens: int = 480
     instruction: Instruction = "masked"
     prompt: Prompt = "none"
+    video: VideoGeometry = dataclasses.field(default_factory=VideoGeometry)
 
     def __post_init__(self) -> None:
         choices = (
@@ -73,7 +75,10 @@ class EmbeddingSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `marvel.json`."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        if self.video == VideoGeometry():  # as in files from before there was video
+            del content["video"]
+        return content
 
     @classmethod
     def read(cls, folder: Path, **given: Any) -> Self:
@@ -105,6 +110,8 @@ class EmbeddingSettings:
             raise MarvelError(
                 f"{path}: unknown field {unknown[0]!r}; this version knows {', '.join(known)}."
             )
+        if "video" in found:
+            found["video"] = VideoGeometry.from_dict(found["video"], name=str(path))
         found |= {name: value for name, value in given.items() if value is not None}
         return cls(**found)
 

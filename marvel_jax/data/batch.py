@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from marvel_jax.data.images import widen
 from marvel_jax.data.processor import EncodedItem
 from marvel_jax.errors import MarvelError
 
@@ -17,8 +18,9 @@ Array = Any  # numpy on the host, jax on the device
 class Rows(NamedTuple):
     """R rows of one shape: exactly what the model reads.
 
-    S tokens, P patches of C uint8 values. Segments tell a row's items apart and patch segments
-    its images; both count from 1, 0 is padding. `vision_index` is row-local, so that placing
+    S tokens, P patches of C uint8 values: of one frame, or of two in rows that hold video. Segments
+    tell a row's items apart and patch segments its pictures (images, and a video's frames two by
+    two); both count from 1, 0 is padding. `vision_index` is row-local, so that placing
     visual tokens needs no communication.
     """
 
@@ -188,7 +190,8 @@ def build_rows(
 ) -> tuple[Rows, np.ndarray]:
     """Writes encoded items into `num_rows` rows as placed; the rest is padding.
 
-    Returns the rows and each item's slot [N] int32 (row * G + segment - 1).
+    Patches are as wide as the widest item's: an image among video is its frame twice. Returns the
+    rows and each item's slot [N] int32 (row * G + segment - 1).
 
     Raises:
       MarvelError: the placement has more rows than `num_rows`, leaves an item out, places one
@@ -198,7 +201,7 @@ def build_rows(
         raise MarvelError(f"{len(placement)} rows were placed, but only {num_rows} were asked for.")
     if sorted(itertools.chain.from_iterable(placement)) != list(range(len(items))):
         raise MarvelError(f"The placement does not hold each of {len(items)} items exactly once.")
-    values = items[0].patches.shape[1] if items else 0
+    values = max((item.patches.shape[1] for item in items), default=0)
     rows = _padding(num_rows, shape, values)
     slots = np.zeros(len(items), np.int32)
     for row, members in enumerate(placement):
@@ -226,7 +229,7 @@ def build_rows(
             rows.vision_index[row, tokens] = np.where(
                 item.vision_index >= 0, item.vision_index + merged, -1
             )
-            rows.patches[row, patches] = item.patches
+            rows.patches[row, patches] = widen(item.patches, values)
             rows.patch_hw[row, patches] = item.patch_hw
             rows.patch_segments[row, patches] = item.patch_image + image + 1
             patch = patches.stop

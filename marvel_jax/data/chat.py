@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from marvel_jax import files
-from marvel_jax.data.items import Image, Item
+from marvel_jax.data.items import Image, Item, Video, Visual
 from marvel_jax.errors import MarvelError
 
 TEMPLATES = ("marvel", "umarvel_released", "gme")
@@ -97,7 +97,7 @@ class ChatTokenizer:
 
 
 class ChatTokens(NamedTuple):
-    """One item as tokens: ids [L], which of them are pooled [L], image tokens as (start, end)."""
+    """One item as tokens: ids [L], which of them are pooled [L], visual tokens as (start, end)."""
 
     tokens: np.ndarray
     pooled: np.ndarray
@@ -135,9 +135,9 @@ def render(
 ) -> ChatTokens:
     """Writes an item in a chat template.
 
-    `image_tokens` counts the merged tokens of each image. Only the item's own text is cut at
-    `max_text_tokens`; the instruction, images, prompt and the template are always whole. For
-    `instruction` and `prompt` see `settings.EmbeddingSettings`.
+    `image_tokens` counts the merged tokens of each image or video. Only the item's own text is cut
+    at `max_text_tokens`; the instruction, images, videos, prompt and the template are always whole.
+    For `instruction` and `prompt` see `settings.EmbeddingSettings`.
 
     Raises:
       MarvelError: an unknown template or option, a generation prompt or a prompt for a template
@@ -147,10 +147,10 @@ def render(
         raise MarvelError(f"Unknown template {template!r}: choose one of {', '.join(TEMPLATES)}.")
     if generation_prompt and template != "umarvel_released":
         raise MarvelError(f"Template {template!r} has no trailing generation prompt: leave it off.")
-    if len(image_tokens) != len(item.images):
+    if len(image_tokens) != len(item.visuals):
         raise MarvelError(
-            f"Item {item.id or '(no id)'} has {len(item.images)} images, but {len(image_tokens)} "
-            "image token counts were given."
+            f"Item {item.id or '(no id)'} has {len(item.visuals)} images and videos, but "
+            f"{len(image_tokens)} token counts were given."
         )
     if instruction not in INSTRUCTIONS:
         raise MarvelError(
@@ -178,8 +178,8 @@ def render(
 
 def _one_word_prompt(item: Item) -> str:
     """The released training code's compression prompt (spec/umarvel.md 2.1)."""
-    shown = {"image,text": "image and sentence", "image": "image", "text": "sentence"}
-    return f"\nSummarize above {shown[item.modality]} in one word: "
+    shown = item.modality.replace("text", "sentence").replace(",", " and ")
+    return f"\nSummarize above {shown} in one word: "
 
 
 class _Chat:
@@ -251,11 +251,12 @@ class _Chat:
         self._tokens.append(self._tokenizer.special("<instruction_end>"))
         self._unpooled.append((start, len(self._tokens)))
 
-    def image(self) -> None:
+    def visual(self, part: Visual) -> None:
         self.special("<|vision_start|>")
         start = len(self._tokens)
         count = next(self._image_tokens)
-        self._tokens.extend([self._tokenizer.special("<|image_pad|>")] * count)
+        pad = "<|image_pad|>" if isinstance(part, Image) else "<|video_pad|>"
+        self._tokens.extend([self._tokenizer.special(pad)] * count)
         self._images.append((start, start + count))
         self.special("<|vision_end|>")
 
@@ -279,8 +280,8 @@ def _write_marvel(chat: _Chat, item: Item) -> None:
     if instruction := format_text(item.instruction):
         chat.instruction(f"{instruction}\n")
     for part in item.parts:
-        if isinstance(part, Image):
-            chat.image()
+        if isinstance(part, Image | Video):
+            chat.visual(part)
         else:
             chat.text(format_text(part))
     chat.prompt()
@@ -294,8 +295,8 @@ def _write_umarvel_released(chat: _Chat, item: Item) -> None:
     _user_turn(chat)
     instruction = format_text(item.instruction)
     for part in item.parts:
-        if isinstance(part, Image):
-            chat.image()
+        if isinstance(part, Image | Video):
+            chat.visual(part)
         elif instruction:
             chat.marked_instruction(instruction)
             chat.text(_behind_marker(part))
@@ -329,8 +330,8 @@ def _write_gme(chat: _Chat, item: Item) -> None:
         chat.template(_SYSTEM)
     _user_turn(chat)
     for part in item.parts:
-        if isinstance(part, Image):
-            chat.image()
+        if isinstance(part, Image | Video):
+            chat.visual(part)
         else:
             chat.text(part)
     _assistant_turn(chat)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from marvel_jax import files, preprocessor
-from marvel_jax.data.items import Image, is_pillow
+from marvel_jax.data.items import Image, Visual, is_pillow
 from marvel_jax.errors import MarvelError
 
 if TYPE_CHECKING:  # Pillow is imported by what reads a picture
@@ -151,7 +151,7 @@ def smart_resize(height: int, width: int, geometry: ImageGeometry) -> tuple[int,
 def grid(image: Image, geometry: ImageGeometry, *, item_id: str | None = None) -> tuple[int, int]:
     """Patches down and across that `patchify` will give, from the file's header only."""
     height, width = image_size(image, item_id=item_id)
-    with _naming(image, item_id):
+    with naming(image, item_id):
         height, width = smart_resize(height, width, geometry)
     return height // geometry.patch_size, width // geometry.patch_size
 
@@ -190,7 +190,7 @@ def load_image(image: Image, *, item_id: str | None = None) -> "PIL.Image.Image"
     except MemoryError:
         raise
     except Exception as error:  # what Pillow's readers raise for broken files has no end
-        raise _unreadable(image, item_id, f"its pixels cannot be decoded ({error})") from error
+        raise unreadable(image, item_id, f"its pixels cannot be decoded ({error})") from error
 
 
 def patchify(
@@ -218,6 +218,18 @@ def resize(picture: "PIL.Image.Image", height: int, width: int) -> "PIL.Image.Im
     import PIL.Image
 
     return picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def widen(patches: np.ndarray, values: int) -> np.ndarray:
+    """Patches [P, C] of one frame as patches [P, values] of that frame again and again.
+
+    Values come as channel, frame, row, column; the channels are three.
+    """
+    if patches.shape[1] == values:
+        return patches
+    frames = values // patches.shape[1]
+    still = patches.reshape(len(patches), 3, 1, -1)
+    return np.repeat(still, frames, axis=2).reshape(len(patches), values)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -250,7 +262,7 @@ class PatchCache:
                     self._entries.move_to_end(key)
                     return self._entries[key]
         picture = load_image(image, item_id=item_id)
-        with _naming(image, item_id):
+        with naming(image, item_id):
             cut = patchify(picture, geometry)
         cut[0].setflags(write=False)
         if key is not None:
@@ -289,18 +301,18 @@ def _open(image: Image, item_id: str | None) -> "PIL.Image.Image":
         else:
             opened = PIL.Image.open(cast(str | Path, source))
     except FileNotFoundError as error:
-        raise _unreadable(image, item_id, "the file does not exist") from error
+        raise unreadable(image, item_id, "the file does not exist") from error
     except PIL.UnidentifiedImageError as error:
-        raise _unreadable(image, item_id, "it is not an image that Pillow knows") from error
+        raise unreadable(image, item_id, "it is not an image that Pillow knows") from error
     except MemoryError:
         raise
     except Exception as error:  # what Pillow's readers raise for broken files has no end
-        raise _unreadable(image, item_id, str(error) or repr(error)) from error
+        raise unreadable(image, item_id, str(error) or repr(error)) from error
     width, height = opened.size
     if width * height > MOST_PIXELS:
         if opened is not source:
             opened.close()
-        raise _unreadable(
+        raise unreadable(
             image,
             item_id,
             f"it has {width}x{height} pixels, more than the {MOST_PIXELS:,} that are decoded; "
@@ -323,7 +335,7 @@ def _checked_array(image: Image, item_id: str | None) -> np.ndarray:
     array = image.source
     assert isinstance(array, np.ndarray)
     if array.dtype != np.uint8 or not (array.ndim == 2 or array.shape[2:] in ((3,), (4,))):
-        raise _unreadable(
+        raise unreadable(
             image,
             item_id,
             f"expected a uint8 array [height, width] or [height, width, 3], found {array.dtype} "
@@ -332,20 +344,27 @@ def _checked_array(image: Image, item_id: str | None) -> np.ndarray:
     return array
 
 
-def _unreadable(image: Image, item_id: str | None, reason: str) -> ImageError:
+def unreadable(visual: Visual, item_id: str | None, reason: str) -> ImageError:
+    """The error of an image or a video that cannot be used."""
     return ImageError(
-        f"{_owner(image, item_id)} cannot be read: {reason}.", file=image.describe(), reason=reason
+        f"{_owner(visual, item_id)} cannot be read: {reason}.",
+        file=visual.describe(),
+        reason=reason,
     )
 
 
 @contextlib.contextmanager
-def _naming(image: Image, item_id: str | None) -> Iterator[None]:
+def naming(visual: Visual, item_id: str | None) -> Iterator[None]:
+    """Gives the errors within the names of the item and of its image or video."""
     try:
         yield
     except MarvelError as error:
-        message = f"{_owner(image, item_id)}: {error}"
-        raise ImageError(message, file=image.describe(), reason=str(error)) from error
+        message = f"{_owner(visual, item_id)}: {error}"
+        raise ImageError(message, file=visual.describe(), reason=str(error)) from error
 
 
-def _owner(image: Image, item_id: str | None) -> str:
-    return f"Item {item_id}: image {image.describe()}" if item_id else f"Image {image.describe()}"
+def _owner(visual: Visual, item_id: str | None) -> str:
+    kind = "image" if isinstance(visual, Image) else "video"
+    if item_id:
+        return f"Item {item_id}: {kind} {visual.describe()}"
+    return f"{kind.capitalize()} {visual.describe()}"

@@ -50,18 +50,76 @@ class Image:
         return f"<{type(self.source).__name__}>"
 
 
-Part = str | Image
+VideoSource: TypeAlias = "str | Path | bytes | np.ndarray | Sequence[Image]"
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video: a path, an encoded file's bytes, frames as a uint8 array [T, H, W, 3] or Images.
+
+    Its frames are decoded as late as possible. Of a file, so many a second are taken as the
+    processor says (`data.video.VideoGeometry`), or `fps`, or `num_frames` evenly over the whole;
+    frames that are given are all taken, or `num_frames` of them. `name` is what an error calls it.
+
+    Raises:
+      MarvelError: another source, or `num_frames` and `fps` that cannot be.
+    """
+
+    source: VideoSource
+    num_frames: int | None = None
+    fps: float | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, list | tuple):
+            object.__setattr__(self, "source", tuple(self.source))
+        if not isinstance(self.source, str | Path | bytes | np.ndarray | tuple):
+            raise MarvelError(
+                f"A video is a path, bytes, an array or a list of Images; found "
+                f"{type(self.source).__name__}."
+            )
+        if isinstance(self.source, tuple) and not (
+            self.source and all(isinstance(frame, Image) for frame in self.source)
+        ):
+            raise MarvelError("A video's frames are one Image or more: wrap each, as Image(path).")
+        if self.num_frames is not None and self.fps is not None:
+            raise MarvelError(f"{self.describe()}: give num_frames or fps, not both.")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise MarvelError(f"{self.describe()}: fps is {self.fps}; give more than 0, as 2.")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise MarvelError(
+                f"{self.describe()}: num_frames is {self.num_frames}; give 1 or more."
+            )
+        if self.fps is not None and isinstance(self.source, tuple | np.ndarray):
+            raise MarvelError(
+                f"{self.describe()}: frames have no time, so fps cannot choose among them: "
+                "give num_frames."
+            )
+
+    def describe(self) -> str:
+        """A short name for messages: the given name, the path, or the kind of the source."""
+        if self.name is not None:
+            return self.name
+        if isinstance(self.source, str | Path):
+            return str(self.source)
+        if isinstance(self.source, tuple):
+            return f"<{len(self.source)} frames from {self.source[0].describe()}>"
+        return f"<{type(self.source).__name__}>"
+
+
+Visual = Image | Video
+Part = str | Image | Video
 
 
 @dataclass(frozen=True)
 class Item:
-    """Ordered text and images that become one embedding, with an optional instruction.
+    """Ordered text, images and videos that become one embedding, with an optional instruction.
 
     Texts are raw: the chat template formats them. The instruction is read by the model but is
     not pooled.
 
     Raises:
-      MarvelError: there is no part, or a part is neither a str nor an `Image`.
+      MarvelError: there is no part, or a part is not a str, an `Image` or a `Video`.
     """
 
     parts: tuple[Part, ...]
@@ -74,10 +132,10 @@ class Item:
                 f"Item {self.id or '(no id)'} is empty: give it a text, an image or both."
             )
         for part in self.parts:
-            if not isinstance(part, str | Image):
+            if not isinstance(part, str | Image | Video):
                 raise MarvelError(
-                    f"Item {self.id or '(no id)'}: a part is a str or an Image, found "
-                    f"{type(part).__name__}; Item.of(text=..., image=...) wraps images."
+                    f"Item {self.id or '(no id)'}: a part is a str, an Image or a Video, found "
+                    f"{type(part).__name__}; Item.of(text=..., image=..., video=...) wraps them."
                 )
 
     @classmethod
@@ -86,22 +144,26 @@ class Item:
         *,
         text: str | None = None,
         image: "Image | ImageSource | Sequence[Image | ImageSource] | None" = None,
+        video: "Video | str | Path | bytes | np.ndarray | None" = None,
         instruction: str | None = None,
         id: str | None = None,
     ) -> "Item":
-        """An item with its images first and then its text, the field's order.
+        """An item with its images first, then its video and then its text, the field's order.
 
-        A blank text counts as no text.
+        A blank text counts as no text. `Item(parts=...)` takes any number in any order.
 
         Raises:
-          MarvelError: neither a text nor an image is given.
+          MarvelError: nothing is given.
         """
         several: Sequence[Image | ImageSource] = ()
         if image is not None:
             several = image if isinstance(image, list | tuple) else (cast("ImageSource", image),)
         images: list[Part] = [one if isinstance(one, Image) else Image(one) for one in several]
+        videos: list[Part] = []
+        if video is not None:
+            videos = [video if isinstance(video, Video) else Video(video)]
         texts: list[Part] = [text] if text is not None and text.strip() else []
-        return cls(parts=(*images, *texts), instruction=instruction, id=id)
+        return cls(parts=(*images, *videos, *texts), instruction=instruction, id=id)
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -109,12 +171,17 @@ class Item:
         return tuple(part for part in self.parts if isinstance(part, Image))
 
     @property
+    def visuals(self) -> tuple[Visual, ...]:
+        """The images and videos among the parts, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Image | Video))
+
+    @property
     def modality(self) -> str:
-        """`text`, `image` or `image,text`, in M-BEIR's words."""
-        count = len(self.images)
-        if count == 0:
-            return "text"
-        return "image" if count == len(self.parts) else "image,text"
+        """`text`, `image` or `image,text`, in M-BEIR's words; `video` stands before `text`."""
+        kinds = (("image", Image), ("video", Video), ("text", str))
+        return ",".join(
+            name for name, kind in kinds if any(isinstance(part, kind) for part in self.parts)
+        )
 
     def with_instruction(self, instruction: str | None) -> "Item":
         """The same item under another instruction."""

@@ -5,7 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from marvel_jax.data.items import Image, Item
+from marvel_jax.data.item_json import CONTENT, item_from_json
+from marvel_jax.data.items import Item
 from marvel_jax.data.json_lines import JsonLines
 from marvel_jax.data.pairs import Pair
 from marvel_jax.errors import MarvelError
@@ -20,7 +21,8 @@ class JsonPairs:
     {"query": {"text": "...", "image": "a.jpg"}, "positives": [{"image": "b.jpg"}],
      "negatives": ["a text alone"], "instruction": "Find ..."}
 
-    An item is an object with "text", "image" (a path, or a list of them) or both, or just a text.
+    An item is an object with "text", "image" (a path, or a list of them) or both, with "parts" (see
+    `data.item_json`: texts and images in any order), or just a text.
     "query" and "positives" (one item or a list) are needed; "negatives", hard ones, are not. So is
     not "instruction", one text or a list of which every step draws one. "meta" may hold anything.
     Paths count from `images`, default the file's folder. The format is ours: its tests are its
@@ -74,16 +76,14 @@ class JsonPairs:
         fields = {"text": value} if isinstance(value, str) else value
         if not isinstance(fields, dict):
             raise MarvelError(f"{where}: expected a text or an object, found {value!r}.")
-        _known(fields, ("text", "image"), where)
-        text, image = fields.get("text"), fields.get("image")
-        paths = [] if image is None else image if isinstance(image, list) else [image]
-        if not (text is None or isinstance(text, str)):
-            raise MarvelError(f"{where}: expected text as a text, found {text!r}.")
-        if not all(isinstance(path, str) and path for path in paths):
-            raise MarvelError(f"{where}: expected image as a path or paths, found {image!r}.")
-        if not paths and not (text and text.strip()):
-            raise MarvelError(f"{where}: an item has neither text nor image: {value!r}.")
-        return Item.of(text=text, image=[Image(self._images / path) for path in paths])
+        _known(fields, CONTENT, where)
+        item = item_from_json(fields, root=self._images, where=where)
+        if len(item.images) < len(item.visuals):
+            raise MarvelError(
+                f"{where}: video is encoded and evaluated, not trained on. Give its frames as "
+                "images."
+            )
+        return item
 
 
 def _known(record: dict[str, Any], fields: tuple[str, ...], where: str) -> None:

@@ -223,9 +223,11 @@ def _content(item: Item) -> bytes:
     """What an item shows, in eight bytes: texts, and where its pictures are."""
     digest = hashlib.blake2b(digest_size=8)
     for part in item.parts:
-        if isinstance(part, Image):
+        if isinstance(part, str):
+            kind, shown = "text", part
+        else:
             assert isinstance(part.source, str | Path)  # no format of pairs holds pixels
-        kind, shown = ("image", part.describe()) if isinstance(part, Image) else ("text", part)
+            kind, shown = "image" if isinstance(part, Image) else "video", part.describe()
         digest.update(f"{kind} {len(shown)} {shown}".encode())
     return digest.digest()
 

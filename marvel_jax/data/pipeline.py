@@ -8,11 +8,12 @@ import numpy as np
 
 from marvel_jax.data.batch import Batch, build_rows
 from marvel_jax.data.epoch_plan import StepPlan
-from marvel_jax.data.items import Candidate, Item, Query, RetrievalSource
+from marvel_jax.data.items import Candidate, Item, Query, RetrievalSource, Video
 from marvel_jax.data.plan_shards import ShardPlan
 from marvel_jax.data.processor import Processor
 from marvel_jax.data.retention import TextStream
 from marvel_jax.data.taught import ListScores
+from marvel_jax.errors import MarvelError
 
 Build = Callable[[RetrievalSource, Any, Any, range], Any]
 """(source, processor, planned step, shards) -> batch of these shards."""
@@ -83,6 +84,7 @@ def _build_shard(
     brought = step.candidates[members]
     present = (brought >= 0).ravel()
     items = _query_items(source, step, members) + _candidate_items(source, brought)
+    _refuse_video(items)
     encoded = [processor(item) for item in items]
     rows, slots = build_rows(encoded, placement, step.row, num_rows=step.num_rows)
     candidate_id = step.candidate_keys[members].reshape(-1, 2)
@@ -122,6 +124,16 @@ def _candidate_items(source: RetrievalSource, brought: np.ndarray) -> list[Item]
         dataclasses.replace(candidate.item, instruction=None, id=candidate.id)
         for candidate in _read(source.candidates, brought[brought >= 0])
     ]
+
+
+def _refuse_video(items: Sequence[Item]) -> None:
+    """Every batch of a run has one shape, and patches of video are twice as long as an image's."""
+    for item in items:
+        if any(isinstance(part, Video) for part in item.parts):
+            raise MarvelError(
+                f"Item {item.id} holds a video: video is encoded and evaluated, not trained on. "
+                "Give its frames as images."
+            )
 
 
 def _read(records: Sequence[_Record], indices: np.ndarray) -> Sequence[_Record]:

@@ -1,6 +1,7 @@
 """An item becomes the arrays of one sequence: tokens, positions, pooled mask and patches."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 
 from marvel_jax import files
 from marvel_jax.data import chat, images
+from marvel_jax.data import video as videos
 from marvel_jax.data.chat import ChatTokenizer, ChatTokens
 from marvel_jax.data.images import ImageGeometry, PatchCache
-from marvel_jax.data.items import Image, Item
+from marvel_jax.data.items import Image, Item, Visual
 from marvel_jax.errors import MarvelError
+from marvel_jax.video_geometry import VideoGeometry
 
 POSITIONS = ("mrope", "sequential")
 _VERSION = 1  # part of the fingerprint: raise it when the same item gives other arrays
@@ -22,8 +25,9 @@ _VERSION = 1  # part of the fingerprint: raise it when the same item gives other
 class EncodedItem(NamedTuple):
     """One item: L tokens, P patches of C uint8 values.
 
-    `patch_image` counts images from 0; `vision_index` is the item's merged visual token at each
-    position, -1 for text.
+    C is that of one frame, or of a temporal patch's two where the item holds video. `patch_image`
+    counts pictures from 0: images, and temporal patches of a video, which see no other in the
+    vision tower. `vision_index` is the item's merged visual token at each position, -1 for text.
     """
 
     tokens: np.ndarray  # [L] int32
@@ -37,7 +41,7 @@ class EncodedItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Processor:
-    """Tokenizer, image geometry and template: all that decides what the model reads.
+    """Tokenizer, geometries and template: all that decides what the model reads.
 
     `cache_bytes` keeps the patches of pictures seen before (paths and encoded bytes); it does not
     change a result. Calls are safe among threads.
@@ -52,6 +56,7 @@ class Processor:
     instruction: str = "masked"
     prompt: str = "none"
     cache_bytes: int = 0
+    video: VideoGeometry = dataclasses.field(default_factory=VideoGeometry)
     _cache: PatchCache = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +85,7 @@ class Processor:
         instruction: str = "masked",
         prompt: str = "none",
         cache_bytes: int = 0,
+        video: VideoGeometry | None = None,
     ) -> "Processor":
         """Builds it from a Hugging Face folder's tokenizer.json, preprocessor and config files.
 
@@ -115,6 +121,7 @@ class Processor:
             instruction=instruction,
             prompt=prompt,
             cache_bytes=cache_bytes,
+            video=VideoGeometry() if video is None else video,
         )
 
     @property
@@ -132,6 +139,7 @@ class Processor:
                 # Only where they are not what everything was made with before they were options.
                 **({} if self.instruction == "masked" else {"instruction": self.instruction}),
                 **({} if self.prompt == "none" else {"prompt": self.prompt}),
+                **({} if self.video == VideoGeometry() else {"video": vars(self.video)}),
             }
         )
 
@@ -150,12 +158,12 @@ class Processor:
         """Encodes one item.
 
         Raises:
-          MarvelError: an image cannot be read; the message names the item and the image.
+          MarvelError: an image or video cannot be read; the message names the item and the file.
         """
-        cut = [self._cache.patches(image, self.geometry, item_id=item.id) for image in item.images]
+        cut = [self._cut(visual, item.id) for visual in item.visuals]
         merge = self.geometry.merge_size
-        merged = [(rows // merge, columns // merge) for _, (rows, columns) in cut]
-        text = self._render(item, [height * width for height, width in merged])
+        merged = [(frames, rows // merge, columns // merge) for _, (frames, rows, columns) in cut]
+        text = self._render(item, [math.prod(grid) for grid in merged])
         length = len(text.tokens)
         if self.positions == "mrope":
             positions = mrope_positions(length, text.image_spans, merged)
@@ -167,12 +175,14 @@ class Processor:
             vision_index[start:end] = np.arange(seen, seen + end - start)
             seen += end - start
         if cut:
-            patches = cut[0][0] if len(cut) == 1 else np.concatenate([one for one, _ in cut])
-            patch_hw = np.concatenate(
-                [images.patch_coordinates(rows, columns, merge) for _, (rows, columns) in cut]
-            )
+            values = max(one.shape[1] for one, _ in cut)
+            widened = [images.widen(one, values) for one, _ in cut]
+            patches = widened[0] if len(cut) == 1 else np.concatenate(widened)
+            # To the vision tower each temporal patch of a video is a picture of its own.
+            shown = [grid[1:] for _, grid in cut for _ in range(grid[0])]
+            patch_hw = np.concatenate([images.patch_coordinates(*sides, merge) for sides in shown])
             patch_image = np.repeat(
-                np.arange(len(cut), dtype=np.int32), [len(one) for one, _ in cut]
+                np.arange(len(shown), dtype=np.int32), [math.prod(sides) for sides in shown]
             )
         else:
             patches = np.zeros((0, self.geometry.patch_values), np.uint8)
@@ -188,13 +198,25 @@ class Processor:
         )
 
     def lengths(self, item: Item) -> tuple[int, int]:
-        """(tokens, patches) that `__call__` would give; of images only headers are read."""
+        """(tokens, patches) that `__call__` would give; of images only headers are read.
+
+        Of a video also the first frame, which says how large it is shown.
+        """
         patches = []
-        for image in item.images:
-            rows, columns = images.grid(image, self.geometry, item_id=item.id)
-            patches.append(rows * columns)
+        for visual in item.visuals:
+            if isinstance(visual, Image):
+                grid: tuple[int, ...] = images.grid(visual, self.geometry, item_id=item.id)
+            else:
+                grid = videos.grid(visual, self.geometry, self.video, item_id=item.id)
+            patches.append(math.prod(grid))
         text = self._render(item, [count // self.geometry.merge_area for count in patches])
         return len(text.tokens), sum(patches)
+
+    def _cut(self, visual: Visual, item_id: str | None) -> tuple[np.ndarray, videos.Grid]:
+        if isinstance(visual, Image):
+            patches, (rows, columns) = self._cache.patches(visual, self.geometry, item_id=item_id)
+            return patches, (1, rows, columns)
+        return videos.cut(visual, self.geometry, self.video, item_id=item_id)
 
     def _render(self, item: Item, image_tokens: Sequence[int]) -> ChatTokens:
         return chat.render(
@@ -210,23 +232,25 @@ class Processor:
 
 
 def mrope_positions(
-    length: int, image_spans: Sequence[tuple[int, int]], merged_grids: Sequence[tuple[int, int]]
+    length: int, image_spans: Sequence[tuple[int, int]], merged_grids: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
     """Qwen2-VL's rotary positions [length, 3] int32: temporal, height, width.
 
-    Text advances all three axes by one a token. An image keeps the temporal axis still, counts
-    its merged rows and columns on the other two, and the text behind it goes on from the larger
-    of both (Qwen2-VL, section 2.1).
+    Text advances all three axes by one a token. An image, a merged grid of (rows, columns), keeps
+    the temporal axis still and counts its rows and columns on the other two; a video, (temporal
+    patches, rows, columns), counts its temporal patches on the first. The text behind goes on from
+    the largest of the three (Qwen2-VL, section 2.1); transformers 5 leaves time out there, which
+    only shows behind a video with more temporal patches than rows and columns.
     """
     positions = np.empty((length, 3), np.int32)
     cursor = value = 0
-    for (start, end), (height, width) in zip(image_spans, merged_grids, strict=True):
+    for (start, end), grid in zip(image_spans, merged_grids, strict=True):
+        frames, height, width = grid if len(grid) == 3 else (1, *grid)
         positions[cursor:start] = np.arange(value, value + start - cursor)[:, None]
         value += start - cursor
-        positions[start:end, 0] = value
-        positions[start:end, 1] = value + np.repeat(np.arange(height), width)
-        positions[start:end, 2] = value + np.tile(np.arange(width), height)
-        value += max(height, width)
+        inside = np.indices((frames, height, width), dtype=np.int32).reshape(3, -1)
+        positions[start:end] = value + inside.T
+        value += max(frames, height, width)
         cursor = end
     positions[cursor:] = np.arange(value, value + length - cursor)[:, None]
     return positions

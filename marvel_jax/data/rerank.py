@@ -16,7 +16,7 @@ from marvel_jax import files
 from marvel_jax.data import images
 from marvel_jax.data.chat import ChatTokenizer, format_text
 from marvel_jax.data.images import ImageGeometry, PatchCache
-from marvel_jax.data.items import Image, Item
+from marvel_jax.data.items import Image, Item, Video
 from marvel_jax.data.rerank_prompts import MOST_LISTED, PROMPTS, RerankPrompt
 from marvel_jax.data.rerank_sequence import Branched, Part, Piece, Prompted, branch, join
 from marvel_jax.errors import MarvelError
@@ -307,6 +307,11 @@ class PairProcessor:
         # An item of pictures alone still has its instruction to say.
         waiting = instruction if all(isinstance(part, Image) for part in item.parts) else ""
         for part in (*item.parts, waiting):
+            if isinstance(part, Video):
+                raise MarvelError(
+                    f"Item {item.id or '(no id)'} holds a video, and a reranker reads none: give "
+                    "its frames as images."
+                )
             if isinstance(part, Image):
                 pieces.append(part)
                 continue

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from marvel_jax.data.item_json import item_from_json
 from marvel_jax.data.items import Candidate, Item
 from marvel_jax.data.json_lines import JsonLines
 from marvel_jax.data.mbeir import MbeirFolder
@@ -183,9 +184,10 @@ def _see_only(device: int) -> None:
 
 
 def read_items(path: Path) -> Records[Candidate]:
-    """Candidates of a jsonl: `id`, and `text`, `image` (a path beside the file) or both.
+    """Candidates of a jsonl: `id`, and the `text`, `image`, `video` or `parts` of `data.item_json`.
 
-    Every line is checked once; then candidates are read when they are asked for.
+    Paths count from the file's folder. Every line is checked once; then candidates are read when
+    they are asked for.
 
     Raises:
       MarvelError: a line is broken, has no id or no content, or an id occurs twice.
@@ -212,15 +214,10 @@ class _CandidateMaker:
     root: Path
 
     def __call__(self, row: dict[str, Any], where: str) -> Candidate:
-        id, text, image = row.get("id"), row.get("text"), row.get("image")
+        id = row.get("id")
         if not isinstance(id, str) or not id:
             raise MarvelError(f"{where}: expected an id (text), found {id!r}.")
-        for name, value in (("text", text), ("image", image)):
-            if value is not None and not isinstance(value, str):
-                raise MarvelError(f"{where}: {id!r} has {name} {value!r}; expected text or null.")
-        if not image and not (text and text.strip()):
-            raise MarvelError(f"{where}: {id!r} has neither text nor image.")
-        item = Item.of(text=text, image=self.root / image if image else None, id=id)
+        item = item_from_json(row, root=self.root, where=f"{where}: {id!r}", id=id)
         return Candidate(id, item, item.modality)
 
 

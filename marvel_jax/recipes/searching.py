@@ -6,8 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from marvel_jax.data.item_json import item_from_json
 from marvel_jax.data.items import Item
 from marvel_jax.errors import MarvelError
+from marvel_jax.files import read_json_object
 from marvel_jax.recipes.outcome import EXIT_ERROR, Outcome
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.scann_config import ScannConfig
@@ -78,15 +80,18 @@ def search_store(
     image: Path | None,
     instruction: str | None,
     k: int,
+    video: Path | None = None,
+    parts: Path | None = None,
 ) -> Outcome:
-    """Searches a store for one query."""
-    if text is None and image is None:
-        raise MarvelError("give --text, --image or both.")
+    """Searches a store for one query.
+
+    `parts` is a JSON file of one item, for what text, image and video cannot say: their order.
+    """
+    query = _query(text=text, image=image, video=video, parts=parts, instruction=instruction)
     opened = VectorStore.open(store)
     embedder = Embedder.from_pretrained(model)
     opened.require(**embedder.manifest_fields())
     searcher = open_searcher(opened, index, say=Console(stderr=True).print)
-    query = Item.of(text=text, image=image, instruction=instruction, id="query")
     vectors = embedder.encode([query])
     started = time.perf_counter()
     found = searcher.search(vectors, k)
@@ -105,3 +110,21 @@ def search_store(
         "search": searcher.description,
     }
     return Outcome(facts, lines)
+
+
+def _query(
+    *,
+    text: str | None,
+    image: Path | None,
+    video: Path | None,
+    parts: Path | None,
+    instruction: str | None,
+) -> Item:
+    plain = not (text is None and image is None and video is None)
+    if plain == (parts is not None):
+        raise MarvelError("give --text, --image, --video or several of them, or --parts alone.")
+    if parts is None:
+        return Item.of(text=text, image=image, video=video, instruction=instruction, id="query")
+    content = read_json_object(parts)
+    item = item_from_json(content, root=parts.parent, where=str(parts), id="query")
+    return item.with_instruction(instruction)

@@ -36,6 +36,7 @@ from marvel_jax.settings import (
     Template,
     check_tokenizer,
 )
+from marvel_jax.video_geometry import VideoGeometry
 
 Progress = Callable[[int, int], None]
 OnFailure = Callable[[int, ImageError], None]
@@ -113,6 +114,7 @@ class Embedder:
         generation_prompt: bool = False,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        video: VideoGeometry | None = None,
         kernel: str = "auto",
         devices: Sequence[jax.Device] | None = None,
     ) -> Self:
@@ -121,6 +123,7 @@ class Embedder:
         A setting left out is what the folder's `marvel.json` says, else bidirectional attention,
         M-RoPE, the mean and our template. `min_pixels` and `max_pixels` bound an image's area
         after resizing; in a folder without `marvel.json` its image processor's limits hold.
+        `video` says which frames of a video are read and how large.
         `kernel` computes the attention: see `models.kernels.choice`; `devices` encode: see
         `Embedder`.
 
@@ -137,6 +140,7 @@ class Embedder:
             template=template,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
+            video=video,
         )
         checkpoint = hub.load(path, dtype=placement.checked_dtype(dtype))
         processor = Processor.from_folder(
@@ -149,6 +153,7 @@ class Embedder:
             instruction=settings.instruction,
             prompt=settings.prompt,
             generation_prompt=generation_prompt,
+            video=settings.video,
         )
         check_tokenizer(
             processor.tokenizer.special,
@@ -212,8 +217,8 @@ class Embedder:
         vectors are the same bit for bit.
 
         Args:
-          items: any mix of text and images. A sequence is read item by item, twice and more, and
-            not kept: it may be larger than memory.
+          items: any mix of text, images and videos. A sequence is read item by item, twice and
+            more, and not kept: it may be larger than memory.
           instruction: for items that bring none of their own; it is read by the model and left
             out of the mean.
           batch_tokens: tokens a device and forward pass, padding included (an item longer than
@@ -241,12 +246,13 @@ class Embedder:
         failed: list[int] = []
         with _reporter(progress, total=len(listed)) as report, prefetch.workers() as pool:
             lengths = np.zeros((len(listed), 2), np.int64)
+            filmed = np.zeros(len(listed), bool)
             sketches: list[bytes | None] = []
             measured = prefetch.ahead(
                 pool, partial(measure, read, self.processor), range(len(listed)), depth=64
             )
-            for place, (length, mark, error) in enumerate(measured):
-                lengths[place] = length
+            for place, (length, video, mark, error) in enumerate(measured):
+                lengths[place], filmed[place] = length, video
                 sketches.append(mark)
                 if error is not None:
                     _tell(place, error, on_failure)
@@ -256,7 +262,8 @@ class Embedder:
             whole = np.flatnonzero(first == np.arange(len(listed)))
             whole = whole[~np.isin(whole, failed)]
             done = len(failed)
-            for call, found in self._run(self._calls(read, lengths, whole, batch_tokens, pool)):
+            calls = self._calls(read, lengths, filmed, whole, batch_tokens, pool)
+            for call, found in self._run(calls):
                 vectors[call.places] = found
                 for place, error in call.failed:
                     for one in np.flatnonzero(first == place).tolist():
@@ -270,13 +277,14 @@ class Embedder:
         self,
         read: Callable[[int], Item],
         lengths: np.ndarray,
+        filmed: np.ndarray,
         places: np.ndarray,
         batch_tokens: int,
         pool: Any,
     ) -> Iterator[Call]:
         """Forward passes over the items at these places; threads prepare them ahead."""
         devices = 1 if self._mesh is None else self._mesh.size
-        for members in row_groups(lengths[places]):
+        for members in row_groups(lengths[places], filmed[places]):
             group = places[members]
             shape, num_rows = encoding_rows(
                 lengths[group],

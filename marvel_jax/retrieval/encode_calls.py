@@ -11,7 +11,7 @@ import numpy as np
 
 from marvel_jax.data.batch import Rows, RowShape, build_rows
 from marvel_jax.data.images import ImageError
-from marvel_jax.data.items import Item
+from marvel_jax.data.items import Item, Video
 from marvel_jax.data.processor import EncodedItem, Processor
 from marvel_jax.retrieval.encode_copies import sketch
 
@@ -22,6 +22,7 @@ class Measured(NamedTuple):
     """An item by its headers; `sketch` is None where it is to be nobody's copy."""
 
     length: tuple[int, int]  # tokens, patches
+    video: bool
     sketch: bytes | None
     error: ImageError | None
 
@@ -73,11 +74,12 @@ def measure(read: Read, processor: Processor, place: int) -> Measured:
     try:
         length = processor.lengths(item)
     except ImageError as error:
-        return Measured((0, 0), None, error)
+        return Measured((0, 0), False, None, error)
+    video = any(isinstance(part, Video) for part in item.parts)
     try:
-        return Measured(length, sketch(item), None)
+        return Measured(length, video, sketch(item), None)
     except OSError:  # a file that went away meanwhile: who decodes it says so
-        return Measured(length, None, None)
+        return Measured(length, video, None, None)
 
 
 def prepare(

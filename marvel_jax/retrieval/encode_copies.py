@@ -1,4 +1,4 @@
-"""Which items of a list are the same to the model: the same texts and the same bytes of pictures.
+"""Which items of a list are the same to the model: the same texts and bytes of pictures, videos.
 
 An id does not count. Pictures are compared by their files' bytes, and a file is read for it only
 where another item has the same texts, sizes and instruction.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from marvel_jax.data.items import Image, Item, is_pillow
+from marvel_jax.data.items import Image, Item, Part, is_pillow
 
 
 def sketch(item: Item) -> bytes:
@@ -54,14 +54,25 @@ def _digest(item: Item, of_image: Callable[[Image], bytes]) -> bytes:
     instruction = item.instruction
     for kind, content in (
         ("none" if instruction is None else "led", (instruction or "").encode()),
-        *(
-            ("text", part.encode()) if isinstance(part, str) else ("image", of_image(part))
-            for part in item.parts
-        ),
+        *(_part(part, of_image) for part in item.parts),
     ):
         digest.update(f"{kind} {len(content)} ".encode())
         digest.update(content)
     return digest.digest()
+
+
+def _part(part: Part, of_image: Callable[[Image], bytes]) -> tuple[str, bytes]:
+    if isinstance(part, str):
+        return "text", part.encode()
+    if isinstance(part, Image):
+        return "image", of_image(part)
+    if isinstance(part.source, str | Path | bytes | np.ndarray):
+        frames = [Image(part.source)]  # a file by its bytes, as a picture's is
+    else:
+        frames = list(part.source)
+    shown = [of_image(one) for one in frames]
+    kind = f"video {part.num_frames} {part.fps} {[len(one) for one in shown]}"
+    return kind, b"".join(shown)
 
 
 def _size(image: Image) -> tuple[int, ...]:

@@ -62,13 +62,16 @@ def encoding_rows(
     return shape, tried[shape].rows_a_call
 
 
-def row_groups(lengths: np.ndarray) -> list[np.ndarray]:
-    """The places of the items of text alone, and of those with pictures.
+def row_groups(lengths: np.ndarray, filmed: np.ndarray | None = None) -> list[np.ndarray]:
+    """The places of the items of text alone, of those with pictures, and of those with video.
 
-    Text alone never enters the vision tower, so it goes in rows of its own.
+    Text alone never enters the vision tower, and patches of video are twice as long as an image's,
+    so each kind goes in rows of its own. `filmed` [N] says which items hold video; none where it
+    is not given.
     """
     pictured = lengths[:, 1] > 0
-    groups = (np.flatnonzero(~pictured), np.flatnonzero(pictured))
+    filmed = np.zeros(len(lengths), bool) if filmed is None else filmed
+    groups = [np.flatnonzero(kind) for kind in (~pictured, pictured & ~filmed, filmed)]
     return [group for group in groups if len(group)]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from marvel_jax.data.items import Candidate, Image, Item, Query
+from marvel_jax.data.items import Candidate, Item, Query, Visual
 from marvel_jax.errors import MarvelError
 
 # OVEN and InfoSeek ask of the same encyclopedia: the answers of one are among the other's
@@ -97,14 +97,16 @@ class ContentKeys:
 def _content_key(item: Item) -> int:
     digest = hashlib.blake2b(digest_size=8)
     for part in item.parts:
-        content = part.strip().encode() if isinstance(part, str) else _image_bytes(part)
+        content = part.strip().encode() if isinstance(part, str) else _bytes(part)
         digest.update(f"{type(part).__name__} {len(content)} ".encode())
         digest.update(content)
     return int.from_bytes(digest.digest(), "little") | 1  # never 0, which is "not read yet"
 
 
-def _image_bytes(image: Image) -> bytes:
-    source = image.source
+def _bytes(visual: Visual) -> bytes:
+    source = visual.source
+    if isinstance(source, tuple):  # a video's frames
+        return b"".join(map(_bytes, source))
     if isinstance(source, bytes):
         return source
     if isinstance(source, str | Path):

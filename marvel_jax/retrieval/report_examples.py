@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from marvel_jax.data.items import Image, Item
+from marvel_jax.data.items import Item, Video
 from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.protocols import RetrievalSet
 from marvel_jax.retrieval.store import VectorStore
@@ -111,6 +111,7 @@ def example_dict(example: Example) -> dict[str, Any]:
 
 
 def _item(item: Item) -> dict[str, Any]:
-    images = [part.describe() for part in item.parts if isinstance(part, Image)]
     texts = [part for part in item.parts if isinstance(part, str)]
-    return {"texts": texts, "images": images}
+    shown = {"texts": texts, "images": [image.describe() for image in item.images]}
+    videos = [part.describe() for part in item.visuals if isinstance(part, Video)]
+    return shown | {"videos": videos} if videos else shown

@@ -8,6 +8,7 @@ import PIL.Image
 
 from marvel_jax.data.images import load_image
 from marvel_jax.data.items import Image, Item
+from marvel_jax.data.video import first_frame
 from marvel_jax.retrieval.metrics import Interval
 
 THUMBNAIL = 96  # pixels: sixteen sets of four examples stay far below 3 MB
@@ -38,8 +39,11 @@ def picture(image: Image) -> str:
 
 
 def pictures(item: Item) -> list[Image]:
-    """The item's pictures."""
-    return [part for part in item.parts if isinstance(part, Image)]
+    """The item's pictures; a video's first frame stands for it."""
+    return [
+        part if isinstance(part, Image) else Image(first_frame(part), name=part.describe())
+        for part in item.visuals
+    ]
 
 
 def texts(item: Item) -> list[str]:

@@ -69,7 +69,7 @@ def test_batches_without_a_search(failing, tiny_config):
 
 def test_nothing_to_search_for(failing, tiny_model, made):
     said = failing("search", tiny_model, "--store", made / "store")
-    assert "give --text, --image or both" in said
+    assert "give --text, --image, --video or several" in said
     said = failing("search", tiny_model, "--store", made / "store", "--text", " ")
     assert "query is empty" in said
     said = failing("search", tiny_model, "--store", made / "store", "--image", "no.png")
