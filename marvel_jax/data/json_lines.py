@@ -5,16 +5,17 @@ import os
 import re
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.lazy import LazySequence
 
 
-class JsonLines(Sequence[dict[str, Any]]):
+class JsonLines(LazySequence[dict[str, Any]]):
     """The objects of a .jsonl file, parsed when they are asked for; blank lines do not count.
 
     Safe to read from several threads and to send to other processes.
@@ -35,13 +36,8 @@ class JsonLines(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def make(self, index: int) -> dict[str, Any]:
+        """The object of this index, parsed."""
         start, end = int(self._starts[index]), int(self._ends[index])
         return self._parse(os.pread(self._open(), end - start, start), index)
 

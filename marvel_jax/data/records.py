@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from marvel_jax.data.items import Candidate, Query
 from marvel_jax.data.json_lines import JsonLines
 from marvel_jax.errors import MarvelError
+from marvel_jax.lazy import LazySequence
 
 _Record = TypeVar("_Record", Query, Candidate)
 
 
-class Records(Sequence[_Record], Generic[_Record]):
+class Records(LazySequence[_Record], Generic[_Record]):
     """Queries or candidates of some files, one after the other, made when they are asked for.
 
     `chosen`, places among all of them in ascending order, keeps those only.
@@ -48,13 +49,8 @@ class Records(Sequence[_Record], Generic[_Record]):
         chosen = None if self.chosen is None and other.chosen is None else np.concatenate(places)
         return Records([*self.files, *other.files], self._make, chosen=chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> _Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[_Record]: ...
-    def __getitem__(self, index: int | slice) -> _Record | list[_Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def make(self, index: int) -> _Record:
+        """The record at this place."""
         file, line = self._locate(index)
         return self._make(file[line], file.where(line))
 

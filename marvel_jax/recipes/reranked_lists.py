@@ -12,6 +12,7 @@ from marvel_jax.data.mbeir import MbeirFolder, MbeirSource
 from marvel_jax.data.teacher import TeacherLists, read_teacher
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_bytes, hash_json, read_json_object, write_json
+from marvel_jax.lazy import LazySequence
 from marvel_jax.recipes.evaluation import Evaluated, Say, Ticker
 from marvel_jax.retrieval.rerank import Reranker
 from marvel_jax.retrieval.rerank_lists import Retrieved, score_lists
@@ -70,7 +71,7 @@ def judge(
 
 
 @dataclass(frozen=True)
-class _Lists(Sequence[Retrieved]):
+class _Lists(LazySequence[Retrieved]):
     """For each query the first results in its own pool, then those of the union that are not there.
 
     rows [n] and recall [n] hold all lists one after the other, list i from bounds[i] on; places [i]
@@ -133,15 +134,8 @@ class _Lists(Sequence[Retrieved]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: int) -> Retrieved: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Retrieved]: ...
-    def __getitem__(self, index: int | slice) -> Retrieved | list[Retrieved]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def make(self, index: int) -> Retrieved:
+        """The list of this number."""
         own = slice(self.bounds[index], self.bounds[index + 1])
         names = _Names(self.store, self.rows[own])
         return Retrieved(int(self.places[index]), names, self.recall[own].tolist())

@@ -8,12 +8,13 @@ used are listed beside the store, `STORE.failures.jsonl`.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from marvel_jax.data.images import ImageError
 from marvel_jax.data.items import Item
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import write_jsonl
+from marvel_jax.lazy import LazySequence
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode_calls import Tally
 from marvel_jax.retrieval.store import VectorStore
@@ -111,7 +112,7 @@ def failures_path(path: Path | str) -> Path:
     return path.with_name(f"{path.name}.failures.jsonl")
 
 
-class _Shard(Sequence[Item]):
+class _Shard(LazySequence[Item]):
     """The items of a shard, read when they are asked for and not kept; their ids are."""
 
     def __init__(self, read: Callable[[int], tuple[str, Item]], start: int, size: int) -> None:
@@ -121,15 +122,8 @@ class _Shard(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def make(self, index: int) -> Item:
+        """The item at this place; its id is noted."""
         self.ids[index], item = self._read(self.start + index)
         return item
 

@@ -8,11 +8,11 @@ very long id costs its own bytes, not its width for every row.
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import overload
 
 import numpy as np
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.lazy import LazySequence
 
 _PREFIX = 48  # bytes of an id in memory; M-BEIR's ids have at most 10
 
@@ -40,7 +40,7 @@ def ids_blob(ids: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(name + b"\0" for name in ids), np.uint8)
 
 
-class Ids(Sequence[str]):
+class Ids(LazySequence[str]):
     """The ids of a store in its order."""
 
     def __init__(self, blobs: Sequence[np.ndarray], *, where: object) -> None:
@@ -66,17 +66,9 @@ class Ids(Sequence[str]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = index + len(self) if index < 0 else index
-        if not 0 <= row < len(self):
-            raise IndexError(index)
-        return self._bytes(row).decode()
+    def make(self, index: int) -> str:
+        """The id of a row."""
+        return self._bytes(index).decode()
 
     def __iter__(self) -> Iterator[str]:
         for blob in self._blobs:

@@ -1,18 +1,18 @@
 """Any text set in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/test.tsv."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import overload
 
 from marvel_jax.data.items import Item
 from marvel_jax.data.json_lines import JsonLines
 from marvel_jax.data.protocols.protocol import Answers, Metric, Protocol, SetData, Test
 from marvel_jax.data.protocols.reading import Record
 from marvel_jax.errors import MarvelError
+from marvel_jax.lazy import LazySequence
 
 
-class LineItems(Sequence[Item]):
+class LineItems(LazySequence[Item]):
     """The lines of a .jsonl as items, made when they are asked for: a corpus may be large."""
 
     def __init__(self, path: Path, make: Callable[[Record], Item]) -> None:
@@ -21,13 +21,8 @@ class LineItems(Sequence[Item]):
     def __len__(self) -> int:
         return len(self._lines)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def make(self, index: int) -> Item:
+        """The item of a line."""
         return self._make(Record(self._lines[index], self._lines.where(index)))
 
 
