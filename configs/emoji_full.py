@@ -45,12 +45,12 @@ start = dataclasses.replace(start, data=dataclasses.replace(start.data, reader="
 
 
 def training(
-    model: str | None, *, steps: int, rate: float, of_data: dict[str, Any], **others: Any
+    model: str, *, steps: int, rate: float, of_data: dict[str, Any], **others: Any
 ) -> TrainConfig:
-    """The quickstart's training from a model before, or from scratch, on other data."""
+    """The quickstart's training from a model before, on other data."""
     return dataclasses.replace(
         start,
-        model=start.model if model is None else ModelConfig(source=model),
+        model=ModelConfig(source=model),
         data=dataclasses.replace(start.data, **of_data),
         optimizer=dataclasses.replace(start.optimizer, learning_rate=rate),
         steps=steps,
@@ -136,9 +136,10 @@ distillation = training(
 recipe = Recipe(
     (
         Emoji("corpus"),
-        Train("text", emoji.of_texts(training(None, steps=150, rate=3e-4, of_data={}))),
+        Train("text", emoji.of_texts(start)),
         Train(
-            "captions", emoji.of_pictures(training("text.model", steps=900, rate=3e-3, of_data={}))
+            "captions",
+            emoji.of_pictures(dataclasses.replace(start, model=ModelConfig(source="text.model"))),
         ),
         Train("instruct", training("captions.model", steps=2400, rate=3e-3, of_data={})),
         Evaluate("evaluate-instruct", "instruct.model", CORPUS),

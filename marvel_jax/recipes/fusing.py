@@ -6,7 +6,6 @@ from typing import Any
 
 from marvel_jax.data.mbeir import MbeirFolder, MbeirSource
 from marvel_jax.data.teacher import read_teacher
-from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.stages import Fuse, Judged
 from marvel_jax.retrieval.fusion import Reranked, compare, fit
 
@@ -15,13 +14,8 @@ def fit_and_judge(stage: Fuse) -> dict[str, Any]:
     """What `fusion.json` holds: by pool the weights, and each set before and after.
 
     Raises:
-      MarvelError: a pool without validation, or what reading or judging refuses.
+      MarvelError: what reading or judging refuses.
     """
-    if not stage.test or stage.test.keys() != stage.validation.keys():
-        raise MarvelError(
-            f"{stage.name}: validation has the pools {', '.join(stage.validation) or 'none'}, test "
-            f"{', '.join(stage.test) or 'none'}: give both the same."
-        )
     pools: dict[str, Any] = {}
     for pool, judged in stage.test.items():
         weights = fit(read_sets(stage.validation[pool]), form=stage.form, scope=stage.scope)
