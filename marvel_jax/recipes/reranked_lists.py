@@ -1,10 +1,9 @@
 """An evaluation's lists through a reranker: both pools at once, killed and gone on with."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -160,7 +159,7 @@ class _Lists(LazySequence[Retrieved]):
 
 
 @dataclass(frozen=True)
-class _Names(Sequence[str]):
+class _Names(LazySequence[str]):
     """The ids of rows, made when they are asked for."""
 
     store: VectorStore
@@ -169,13 +168,8 @@ class _Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self.store.ids[row] for row in self.rows[index].tolist()]
+    def make(self, index: int) -> str:
+        """The id of the row at this place."""
         return self.store.ids[int(self.rows[index])]
 
     def __iter__(self) -> Iterator[str]:
