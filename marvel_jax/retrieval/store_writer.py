@@ -198,14 +198,40 @@ class StoreWriter:
         try:
             VectorStore.open(self._partial, check="layout")
         except MarvelError as error:
+            damaged = self._discard_damaged()
+            again = (
+                f"{len(damaged)} of {self.num_shards} shards were damaged, the first is number "
+                f"{damaged[0]}: run again, and they are written once more."
+                if damaged
+                else "Mend the cause and run again, or remove that folder to begin anew."
+            )
             raise MarvelError(
-                f"{error} What was encoded is kept in {self._partial}: mend the cause and run "
-                "again, or remove that folder to begin anew."
+                f"{error} What was encoded is kept in {self._partial}. {again}"
             ) from error
         self._partial.replace(self.path)
         # Only now: until the store has its name, the records are what a killed writer resumes by.
         for record_file in (*self.path.glob("shard-*.json"), self.path / _PROMISE):
             record_file.unlink(missing_ok=True)
+
+    def _discard_damaged(self) -> list[int]:
+        """Forgets shards whose files are not what was written, as after a loss of power."""
+        damaged = []
+        for number in range(self.num_shards):
+            record = self._record(number)
+            if not record["rows"]:
+                continue
+            files = (self._partial / vectors_name(number), self._partial / ids_name(number))
+            expected = (record["vectors_hash"], record["ids_hash"])
+            try:
+                whole = tuple(hash_files(file) for file in files) == expected
+            except FileNotFoundError:
+                whole = False
+            except OSError:  # unreadable now is not damaged
+                continue
+            if not whole:
+                self.discard(number)
+                damaged.append(number)
+        return damaged
 
     def _flush(self) -> None:
         """Writes the next shard of the rows that were appended."""

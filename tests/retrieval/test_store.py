@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -206,6 +208,20 @@ def test_what_is_cut_or_of_another_kind_is_refused_without_reading_it_all(
 
 def _cut(file):
     file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_a_store_of_more_shards_than_files_may_be_open_is_opened(tmp_path):
+    write_store(tmp_path / "store", random_unit(300, 4), shard_rows=1)
+    program = (
+        "import resource, sys; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, int(sys.argv[2]) or hard))\n"
+        "from marvel_jax.retrieval.store import VectorStore\n"
+        "print(VectorStore.open(sys.argv[1]).vectors().shape)\n"
+    )
+    for hard, told in (("0", "(300, 4)"), ("200", "may open no more files. Raise the limit")):
+        command = [sys.executable, "-c", program, str(tmp_path / "store"), hard]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert told in done.stdout + done.stderr
 
 
 def test_an_unknown_id_is_named(tmp_path):

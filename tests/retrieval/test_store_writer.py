@@ -49,6 +49,21 @@ def test_shards_in_any_order_by_two_writers_are_the_same_store(tmp_path, dtype):
     assert not partial_path(tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("name", ["vectors-00002.npy", "ids-00002.npy"])
+def test_a_shard_that_a_loss_of_power_cut_is_written_again_alone(tmp_path, name):
+    one = writer(tmp_path / "store")
+    for number in range(5):
+        write(one, number)
+    cut = partial_path(tmp_path / "store") / name
+    cut.write_bytes(cut.read_bytes()[:-8])
+    with pytest.raises(MarvelError, match=r"1 of 5 shards were damaged.*number 2: run again"):
+        one.finish()
+    again = writer(tmp_path / "store")
+    assert [again.has(number) for number in range(5)] == [True, True, False, True, True]
+    write(again, 2)
+    np.testing.assert_array_equal(again.finish().vectors(), VECTORS)
+
+
 def test_items_that_failed_are_counted_and_missing(tmp_path):
     one = writer(tmp_path / "store")
     for number in range(5):
