@@ -13,7 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval.exact_device import QUERY_BLOCK, Blocks, best_places, local_mesh, power_of_two
+from marvel_jax.retrieval.exact_device import (
+    QUERY_BLOCK,
+    Blocks,
+    best_places,
+    local_mesh,
+    power_of_two,
+)
 from marvel_jax.retrieval.store import VectorStore
 
 _ONE_DEVICE_ROWS = 8192  # so small a pool is not worth dividing

@@ -179,6 +179,11 @@ class VectorStore:
                 f"The queries have shape {queries.shape}, but the corpus has dimension "
                 f"{self.manifest.model_dimension}: encode both with the same model."
             )
+        wrong = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+        if wrong.size:
+            raise MarvelError(
+                f"Query {wrong[0]} is not finite ({wrong.size} of {len(queries)} are not)."
+            )
         return queries
 
     def vectors(self, rows: np.ndarray | None = None) -> np.ndarray:

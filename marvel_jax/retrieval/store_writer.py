@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import hash_files, read_json, write_json
+from marvel_jax.files import hash_files, read_json
 from marvel_jax.retrieval import store_types
 from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.retrieval.store_ids import encode_ids, ids_blob
@@ -72,10 +73,13 @@ class StoreWriter:
             )
         with self._explained():
             self._partial.mkdir(parents=True, exist_ok=True)
-            if (self._partial / _PROMISE).exists():
-                self._check_promise()
-            else:
-                self._replace(_PROMISE, self._promise())
+            if self.path.exists():  # another process made it whole just now
+                with contextlib.suppress(OSError):
+                    self._partial.rmdir()
+                raise MarvelError(f"{self.path} exists already: another process made it whole.")
+            if not (self._partial / _PROMISE).exists():
+                self._give_promise()
+            self._check_promise()
 
     @property
     def num_shards(self) -> int:
@@ -92,9 +96,9 @@ class StoreWriter:
         """What the shards on disk say could not be read, in their order."""
         return [
             failure
-            for number in range(self.num_shards)
-            if self.has(number)
-            for failure in self._record(number)["failures"]
+            for record in self._records()
+            if record is not None
+            for failure in record["failures"]
         ]
 
     def has(self, number: int) -> bool:
@@ -172,14 +176,15 @@ class StoreWriter:
         return VectorStore.open(self.path, check="layout")
 
     def _assemble(self, *, tolerated: bool) -> None:
-        missing = [number for number in range(self.num_shards) if not self.has(number)]
+        found = self._records()
+        missing = [number for number, record in enumerate(found) if record is None]
         if missing:
             raise MarvelError(
                 f"{self.path}: the manifest promises {self.manifest.count} rows, "
                 f"{self.completed + len(self._ids)} were written; {len(missing)} of "
                 f"{self.num_shards} shards are missing, the first is number {missing[0]}."
             )
-        records = [self._record(number) for number in range(self.num_shards)]
+        records = [dict(record) for record in found if record is not None]
         failed = [failure for record in records for failure in record.pop("failures")]
         if failed and not tolerated:
             raise MarvelError(
@@ -191,8 +196,9 @@ class StoreWriter:
             count=self.manifest.count - len(failed),
             failures=self.manifest.failures + len(failed),
         )
-        for leftover in self._partial.glob(".*.npy-*"):  # of processes that were killed
-            leftover.unlink(missing_ok=True)
+        for kind in ("npy", "json"):  # of processes that were killed
+            for leftover in self._partial.glob(f".*.{kind}-*"):
+                leftover.unlink(missing_ok=True)
         with self._explained():
             self._replace("manifest.json", {**dataclasses.asdict(manifest), "shards": records})
         try:
@@ -208,6 +214,8 @@ class StoreWriter:
             raise MarvelError(
                 f"{error} What was encoded is kept in {self._partial}. {again}"
             ) from error
+        if self._records() != found:
+            raise MarvelError(f"{self.path}: another process writes shards again: wait for it.")
         self._partial.replace(self.path)
         # Only now: until the store has its name, the records are what a killed writer resumes by.
         for record_file in (*self.path.glob("shard-*.json"), self.path / _PROMISE):
@@ -280,13 +288,15 @@ class StoreWriter:
             if ids:
                 files = (self._partial / vectors_name(number), self._partial / ids_name(number))
                 kind, width = store_types.stored_row(self.manifest.dtype, self.manifest.dimension)
-                _write_array(files[0], stored, shape=(len(ids), width), dtype=kind)
                 blob = ids_blob(ids)
-                _write_array(files[1], [blob], shape=blob.shape, dtype=blob.dtype)
-                record = ShardRecord(len(ids), hash_files(files[0]), hash_files(files[1]))
+                record = ShardRecord(
+                    len(ids),
+                    _write_array(files[0], stored, shape=(len(ids), width), dtype=kind),
+                    _write_array(files[1], [blob], shape=blob.shape, dtype=blob.dtype),
+                )
             # The record is what commits the shard.
             kept = {**record._asdict(), "failures": [dict(failure) for failure in failures]}
-            write_json(self._partial / _record_name(number), kept)
+            self._replace(_record_name(number), kept)
 
     def _share(self, number: int) -> int:
         """Items of a shard."""
@@ -306,8 +316,32 @@ class StoreWriter:
     def _record(self, number: int) -> dict[str, Any]:
         return dict(read_json(self._partial / _record_name(number)))
 
+    def _records(self) -> list[dict[str, Any] | None]:
+        """Of every shard; None for one that is not there, which another process may discard."""
+        found: list[dict[str, Any] | None] = []
+        for number in range(self.num_shards):
+            try:
+                found.append(self._record(number) if self.has(number) else None)
+            except MarvelError:
+                if self.has(number):
+                    raise
+                found.append(None)
+        return found
+
     def _promise(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self.manifest), "shard_rows": self.shard_rows}
+
+    def _give_promise(self) -> None:
+        """Of processes that begin at once one gives it, and the others are held to it."""
+        temporary = self._write_beside(_PROMISE, self._promise())
+        try:
+            os.link(temporary, self._partial / _PROMISE)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            temporary.replace(self._partial / _PROMISE)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _check_promise(self) -> None:
         found, wanted = read_json(self._partial / _PROMISE), self._promise()
@@ -328,9 +362,16 @@ class StoreWriter:
         Unlike `files.write_json` it makes no folder: the one that another process has renamed
         must not come back.
         """
+        self._write_beside(name, value).replace(self._partial / name)
+
+    def _write_beside(self, name: str, value: Any) -> Path:
         temporary = self._partial / f".{name}-{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        temporary.replace(self._partial / name)
+        try:
+            temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -357,8 +398,12 @@ def _check_norms(vectors: np.ndarray, ids: Sequence[str], *, where: object) -> N
 
 def _write_array(
     file: Path, parts: Sequence[np.ndarray], *, shape: tuple[int, ...], dtype: np.dtype
-) -> None:
-    """A .npy file of the parts one below the other, under its name only when it is whole."""
+) -> str:
+    """Writes a .npy file of the parts one below the other; gives its hash.
+
+    It has its name only when it is whole. The hash is taken before, as another process may write
+    the same.
+    """
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     try:
@@ -366,10 +411,12 @@ def _write_array(
             np.lib.format.write_array_header_1_0(stream, header)
             for part in parts:
                 stream.write(np.ascontiguousarray(part).data)
+        written = hash_files(temporary)
         temporary.replace(file)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    return written
 
 
 def _record_name(number: int) -> str:

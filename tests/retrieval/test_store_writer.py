@@ -2,7 +2,10 @@
 
 import errno
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +65,69 @@ def test_a_shard_that_a_loss_of_power_cut_is_written_again_alone(tmp_path, name)
     assert [again.has(number) for number in range(5)] == [True, True, False, True, True]
     write(again, 2)
     np.testing.assert_array_equal(again.finish().vectors(), VECTORS)
+
+
+def test_processes_that_begin_discard_and_finish_at_once_leave_one_whole_store(tmp_path):
+    program = (
+        "import sys, time\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from test_store_writer import IDS, VECTORS, manifest\n"
+        "from marvel_jax.errors import MarvelError\n"
+        "from marvel_jax.retrieval.store_writer import StoreWriter\n"
+        "own = int(sys.argv[3])\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for turn in range(20):\n"
+        "    path = f'{sys.argv[2]}/{turn}'\n"
+        "    try:\n"
+        "        one = StoreWriter(path, manifest(23, 6), shard_rows=1)\n"
+        "        for number in [*range(own, 23, 3)] * 2:\n"
+        "            one.discard(number); one.failures\n"
+        "            one.write(number, IDS[number : number + 1], VECTORS[number : number + 1])\n"
+        "        one.finish()\n"
+        "    except MarvelError as error:\n"
+        "        expected = 'shards are missing', 'exists already', 'writes shards again'\n"
+        "        assert any(word in str(error) for word in expected), error\n"
+    )
+    folder = str(Path(__file__).parent)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, folder, str(tmp_path), str(own)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for own in range(3)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    for turn in range(20):
+        if not (path := tmp_path / str(turn)).exists():  # each found another still writing
+            StoreWriter(path, manifest(23, 6), shard_rows=1).finish()
+        np.testing.assert_array_equal(VectorStore.open(path).vectors(), VECTORS)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_who_begin_with_other_settings_do_not_mix(tmp_path, monkeypatch):
+    # As if the other had begun between the look and the promise.
+    give = StoreWriter._give_promise
+
+    def late(self):
+        monkeypatch.setattr(StoreWriter, "_give_promise", give)
+        writer(tmp_path / "store", dtype="bfloat16")
+        give(self)
+
+    monkeypatch.setattr(StoreWriter, "_give_promise", late)
+    with pytest.raises(MarvelError, match="dtype is 'bfloat16' there, 'float32' here"):
+        writer(tmp_path / "store")
 
 
 def test_items_that_failed_are_counted_and_missing(tmp_path):
