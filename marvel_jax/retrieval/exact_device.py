@@ -64,7 +64,7 @@ def best_places(
 def local_mesh() -> Mesh | None:
     """A mesh of this process's devices; None where there is one, or one was set as default."""
     devices = jax.local_devices()
-    if len(devices) == 1 or jax.config.jax_default_device is not None:
+    if len(devices) == 1 or getattr(jax.config, "jax_default_device", None) is not None:
         return None
     return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 

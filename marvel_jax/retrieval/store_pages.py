@@ -8,18 +8,19 @@ are read again, mostly from the system's cache.
 import contextlib
 import errno
 import mmap
-import os
+import sys
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_files
 
-try:
+if sys.platform != "win32":  # which has no such limit
     import resource
-except ImportError:  # Windows, which has no such limit
-    resource = None  # type: ignore[assignment]
 
 _SPARE_FILES = 256  # for everything else that a process opens
 
@@ -80,10 +81,10 @@ def allow_open_files(count: int) -> None:
 
     A map keeps its file open for as long as it lives, and a store has one for each shard.
     """
-    if resource is None:
+    if sys.platform == "win32":
         return
     try:
-        opened = len(os.listdir("/dev/fd"))
+        opened = sum(1 for _ in Path("/dev/fd").iterdir())
     except OSError:
         opened = 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -116,3 +117,26 @@ def load_array(file: Path, *, mapped: bool) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise MarvelError(f"{file} is not a readable .npy array: {error}.") from error
     return found
+
+
+def write_array(
+    file: Path, parts: Sequence[np.ndarray], *, shape: tuple[int, ...], dtype: np.dtype
+) -> str:
+    """Writes a .npy file of the parts one below the other; gives its hash.
+
+    It has its name only when it is whole. The hash is taken before, as another process may write
+    the same.
+    """
+    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    try:
+        with temporary.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for part in parts:
+                stream.write(np.ascontiguousarray(part).data)
+        written = hash_files(temporary)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return written

@@ -30,6 +30,7 @@ from marvel_jax.retrieval.store_manifest import (
     partial_path,
     vectors_name,
 )
+from marvel_jax.retrieval.store_pages import write_array
 
 __all__ = ["Manifest", "StoreWriter", "partial_path"]
 
@@ -291,8 +292,8 @@ class StoreWriter:
                 blob = ids_blob(ids)
                 record = ShardRecord(
                     len(ids),
-                    _write_array(files[0], stored, shape=(len(ids), width), dtype=kind),
-                    _write_array(files[1], [blob], shape=blob.shape, dtype=blob.dtype),
+                    write_array(files[0], stored, shape=(len(ids), width), dtype=kind),
+                    write_array(files[1], [blob], shape=blob.shape, dtype=blob.dtype),
                 )
             # The record is what commits the shard.
             kept = {**record._asdict(), "failures": [dict(failure) for failure in failures]}
@@ -394,29 +395,6 @@ def _check_norms(vectors: np.ndarray, ids: Sequence[str], *, where: object) -> N
             f"expected 1 ({wrong.size} such rows of {len(ids)}). Vectors must be finite and "
             "normalised."
         )
-
-
-def _write_array(
-    file: Path, parts: Sequence[np.ndarray], *, shape: tuple[int, ...], dtype: np.dtype
-) -> str:
-    """Writes a .npy file of the parts one below the other; gives its hash.
-
-    It has its name only when it is whole. The hash is taken before, as another process may write
-    the same.
-    """
-    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    try:
-        with temporary.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, header)
-            for part in parts:
-                stream.write(np.ascontiguousarray(part).data)
-        written = hash_files(temporary)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return written
 
 
 def _record_name(number: int) -> str:

@@ -189,7 +189,7 @@ def test_an_unfinished_store_of_an_earlier_version_is_refused(tmp_path):
 @pytest.mark.parametrize("by_number", [False, True])
 def test_a_disk_that_fills_up_loses_no_whole_shard(tmp_path, monkeypatch, by_number):
     one = writer(tmp_path / "store")
-    real = store_writer._write_array
+    real = store_writer.write_array
     written = []
 
     def fill_up(file, parts, **shape):
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_loses_no_whole_shard(tmp_path, monkeypatch, by_num
 
         return real(file, [parts[0][:1], Full()], **shape)
 
-    monkeypatch.setattr(store_writer, "_write_array", fill_up)
+    monkeypatch.setattr(store_writer, "write_array", fill_up)
     with pytest.raises(MarvelError, match=r"No space left on device.*run the same command again"):
         if by_number:
             for number in range(5):
@@ -230,7 +230,7 @@ def test_a_writer_that_found_no_room_still_has_its_rows(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_writer, "_write_array", full)
+        patched.setattr(store_writer, "write_array", full)
         with pytest.raises(MarvelError, match="No space left"):
             one.append(IDS[:18], VECTORS[:18])
     one.append(IDS[18:], VECTORS[18:])
