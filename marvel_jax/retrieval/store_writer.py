@@ -34,7 +34,6 @@ from marvel_jax.retrieval.store_pages import write_array
 
 __all__ = ["Manifest", "StoreWriter", "partial_path"]
 
-_NORM_TOLERANCE = 1e-3  # float32 vectors are within 1e-6; a forgotten normalisation is far off
 _PROMISE = "unfinished.json"
 
 
@@ -45,7 +44,14 @@ class StoreWriter:
     numbers, in any order and from several processes; then `finish()`.
     """
 
-    def __init__(self, path: Path | str, manifest: Manifest, *, shard_rows: int = 65536) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        manifest: Manifest,
+        *,
+        shard_rows: int = 65536,
+        made_of: str | None = None,
+    ) -> None:
         """Starts the store at `path`, or goes on with one that was not finished.
 
         Args:
@@ -53,6 +59,7 @@ class StoreWriter:
           manifest: its `count` is that of the source, items that will fail included; with
             `full_dimension`, vectors of that length are truncated here.
           shard_rows: items a shard; the last has what is left.
+          made_of: a hash of what the vectors are made of, beside what the manifest says.
 
         Raises:
           MarvelError: `path` exists, or an unfinished store beside it has another manifest.
@@ -60,6 +67,7 @@ class StoreWriter:
         self.path = Path(path)
         self.manifest = manifest
         self.shard_rows = shard_rows
+        self._made_of = made_of
         self._partial = partial_path(self.path)
         self._ids: list[bytes] = []
         self._stored: list[np.ndarray] = []
@@ -270,10 +278,10 @@ class StoreWriter:
                 f"{self.path}: expected vectors of shape {(len(ids), whole)} for {len(ids)} ids "
                 f"and dimension {whole}, found {vectors.shape}."
             )
-        _check_norms(vectors, ids, where=self.path)
+        store_types.check_norms(vectors, ids, where=self.path)
         if vectors.shape[1] != kept:
             vectors = store_types.truncate(vectors, kept)
-            _check_norms(vectors, ids, where=f"{self.path}, cut to {kept} numbers")
+            store_types.check_norms(vectors, ids, where=f"{self.path}, cut to {kept} numbers")
         return encode_ids(ids, where=self.path), store_types.encode(vectors, self.manifest.dtype)
 
     def _save(
@@ -330,7 +338,8 @@ class StoreWriter:
         return found
 
     def _promise(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.manifest), "shard_rows": self.shard_rows}
+        of = {} if self._made_of is None else {"made_of": self._made_of}
+        return {**dataclasses.asdict(self.manifest), "shard_rows": self.shard_rows, **of}
 
     def _give_promise(self) -> None:
         """Of processes that begin at once one gives it, and the others are held to it."""
@@ -384,17 +393,6 @@ class StoreWriter:
                 f"{self._partial} could not be written: {error.strerror or error}. What is whole "
                 "there stays: make room, and run the same command again to go on."
             ) from error
-
-
-def _check_norms(vectors: np.ndarray, ids: Sequence[str], *, where: object) -> None:
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # ~ so that NaN is wrong
-    if wrong.size:
-        raise MarvelError(
-            f"{where}: the vector of {ids[wrong[0]]!r} has norm {norms[wrong[0]]:g}, "
-            f"expected 1 ({wrong.size} such rows of {len(ids)}). Vectors must be finite and "
-            "normalised."
-        )
 
 
 def _record_name(number: int) -> str:
