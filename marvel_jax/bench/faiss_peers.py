@@ -46,7 +46,7 @@ class FaissPeer:
         self._name = name
         self._index: Any = None
 
-    def build(self, store: VectorStore, *, workdir: Path) -> None:
+    def build(self, store: VectorStore, *, workdir: Path) -> float | None:
         """Trains on a sample where there is something to train, and adds the store in blocks."""
         import faiss
 
@@ -65,6 +65,7 @@ class FaissPeer:
             self._index.train(store.vectors(np.sort(rows)))
         for _, vectors in store.blocks(_ADDED_AT_ONCE):
             self._index.add(np.ascontiguousarray(vectors))
+        return None
 
     def settings(self) -> list[list[Setting]]:
         """The grid."""

@@ -40,14 +40,15 @@ class Scann:
     def __init__(self, *, threads: int) -> None:
         self._index: ScannIndex | None = None
 
-    def build(self, store: VectorStore, *, workdir: Path) -> None:
+    def build(self, store: VectorStore, *, workdir: Path) -> float | None:
         """By the rule, in one shard, and kept in the workdir."""
         path = workdir / "index"
         if path.is_dir():
             self._index = ScannIndex.open(path, store)
-            return
+            return self._index.build_seconds
         config = ScannConfig(kind="tree", vectors="index", shard_rows=len(store))
         self._index = ScannIndex.build(store, config, path=path, memory_gb=1e6)
+        return None
 
     def settings(self) -> list[list[Setting]]:
         """The grid."""

@@ -46,6 +46,10 @@ class EncodingOptions:
     process_id: int | None = None
     num_processes: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.tolerate < 0:
+            raise MarvelError(f"tolerate={self.tolerate}: give how many items may lack, from 0 on.")
+
 
 def encode_pool(
     model: str, *, pool: Path, out: Path, options: EncodingOptions | None = None
@@ -153,10 +157,12 @@ def find_share(
         process is not among so many.
     """
     device = None
+    if process_id is None and num_processes == 1:  # also inside a scheduler's step
+        return Share(), None
     if process_id is None or num_processes is None:
         told = os.environ if environment is None else environment
         place = schedulers.detect(told, coordinator=_ANYWHERE)
-        if place is None and not (process_id is None and num_processes in (None, 1)):
+        if place is None and not (process_id is None and num_processes is None):
             lacking = "--process-id" if process_id is None else "--num-processes"
             raise MarvelError(
                 f"several processes need {lacking} too, for example --num-processes 4 "

@@ -10,6 +10,7 @@ from marvel_jax.data.item_json import item_from_json
 from marvel_jax.data.items import Item
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_json_object
+from marvel_jax.recipes.evaluation import Ticker
 from marvel_jax.recipes.outcome import EXIT_ERROR, Outcome
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.scann_config import ScannConfig
@@ -37,7 +38,7 @@ def build_index(
         raise MarvelError("--queries are for tuning: give --target-recall, too.")
     if out.exists():  # before a large store is verified
         raise MarvelError(f"{out} exists already: choose another folder, or remove it first.")
-    opened = VectorStore.open(store)
+    opened = VectorStore.open(store, progress=Ticker(say, "vectors verified"))
     asked = None if queries is None else VectorStore.open(queries)
     if asked is not None:
         asked.require(model_hash=opened.manifest.model_hash)
@@ -88,10 +89,11 @@ def search_store(
     `parts` is a JSON file of one item, for what text, image and video cannot say: their order.
     """
     query = _query(text=text, image=image, video=video, parts=parts, instruction=instruction)
-    opened = VectorStore.open(store)
+    say = Console(stderr=True, highlight=False).print
+    opened = VectorStore.open(store, progress=Ticker(say, "vectors verified"))
     embedder = Embedder.from_pretrained(model)
     opened.require(**embedder.manifest_fields())
-    searcher = open_searcher(opened, index, say=Console(stderr=True).print)
+    searcher = open_searcher(opened, index, say=say)
     vectors = embedder.encode([query])
     started = time.perf_counter()
     found = searcher.search(vectors, k)

@@ -6,7 +6,8 @@ kill. Within a shard, items of the same content are encoded once. Items with pic
 used are listed beside the store, `STORE.failures.jsonl`.
 """
 
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,10 +63,14 @@ def encode_share(
     path, manifest = Path(path), _manifest(embedder, source_hash, dtype, dimension, count)
     if path.exists():
         return _opened(path, embedder, manifest, tolerate)
-    writer = StoreWriter(path, manifest, shard_rows=shard_rows)
+    try:
+        writer = StoreWriter(path, manifest, shard_rows=shard_rows)
+    except MarvelError:
+        if not path.is_dir():
+            raise
+        return _opened(path, embedder, manifest, tolerate)  # made whole by another just now
     own = range(share.process, writer.num_shards, share.processes)
-    if len(writer.failures) > tolerate:
-        _forget_mended(writer, own, embedder, read)
+    _forget_mended(writer, own, embedder, read)
     sizes = {number: min(shard_rows, count - number * shard_rows) for number in own}
     done = sum(size for number, size in sizes.items() if writer.has(number))
     for number, size in sizes.items():
@@ -96,14 +101,19 @@ def encode_share(
             shard, batch_tokens=batch_tokens, progress=report, on_failure=note, tally=tally
         )
         kept = [place for place in range(size) if place not in failures]
-        writer.write(
-            number,
-            [shard.ids[place] for place in kept],
-            vectors if len(kept) == size else vectors[kept],
-            failures=[failures[place] for place in sorted(failures)],
-        )
+        try:
+            writer.write(
+                number,
+                [shard.ids[place] for place in kept],
+                vectors if len(kept) == size else vectors[kept],
+                failures=[failures[place] for place in sorted(failures)],
+            )
+        except MarvelError:
+            if not path.is_dir():
+                raise
+            return _opened(path, embedder, manifest, tolerate)  # another wrote the same
         done += size
-    return _finished(writer, embedder, tolerate)
+    return _finished(writer, own, embedder, read, tolerate)
 
 
 def failures_path(path: Path | str) -> Path:
@@ -170,39 +180,87 @@ def _forget_mended(
 ) -> None:
     """Has shards written again whose broken pictures can now be read."""
     for failure in writer.failures:
-        number = int(failure["number"])
-        shard = number // writer.shard_rows
-        if shard not in own or not writer.has(shard):
-            continue
-        try:
-            embedder.processor(read(number)[1])
-        except ImageError:
-            continue
-        writer.discard(shard)
+        shard = int(failure["number"]) // writer.shard_rows
+        if shard in own and writer.has(shard) and _is_mended(failure, embedder, read):
+            writer.discard(shard)
 
 
-def _finished(writer: StoreWriter, embedder: Embedder, tolerate: int) -> VectorStore | None:
-    """The whole store, or None where shards are missing."""
-    path = writer.path
+def _is_mended(
+    failure: Mapping[str, Any], embedder: Embedder, read: Callable[[int], tuple[str, Item]]
+) -> bool:
     try:
-        if not all(writer.has(number) for number in range(writer.num_shards)):
-            return _opened(path, embedder, writer.manifest, tolerate) if path.is_dir() else None
-        failures = writer.failures
+        embedder.processor(read(int(failure["number"]))[1])
+    except ImageError:
+        return False
+    return True
+
+
+def _finished(
+    writer: StoreWriter,
+    own: Sequence[int],
+    embedder: Embedder,
+    read: Callable[[int], tuple[str, Item]],
+    tolerate: int,
+) -> VectorStore | None:
+    """The whole store, or None where shards are missing."""
+    path, whole = writer.path, False
+    try:
+        known: list[Any] = writer.failures
+        whole = _is_whole(writer)
+        if not path.is_dir():
+            return _closed(writer, known, own, embedder, read, tolerate, whole=whole)
     except (MarvelError, OSError):
         if not path.is_dir():
+            if whole and not _is_whole(writer):  # another process writes a shard again
+                return None
             raise
-        return _opened(path, embedder, writer.manifest, tolerate)  # another process was faster
-    if failures:
-        write_jsonl(failures_path(path), failures)
-    else:
-        failures_path(path).unlink(missing_ok=True)
-    if len(failures) > tolerate:
-        told = (f"{one['id']} ({one['file']}): {one['error']}" for one in failures[:_NAMED])
-        more = f"; and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
-        raise MarvelError(
-            f"{path}: {len(failures)} of {writer.manifest.count} items have pictures that cannot "
-            f"be used, and {tolerate or 'none'} may be lacking: {'; '.join(told)}{more}. All are "
-            f"listed in {failures_path(path)}; the others are encoded and kept. Mend these and run "
-            f"the same again, or tolerate {len(failures)}."
-        )
-    return writer.finish(tolerated=bool(failures))
+    return _opened(path, embedder, writer.manifest, tolerate)  # another process was faster
+
+
+def _closed(
+    writer: StoreWriter,
+    known: Sequence[Mapping[str, Any]],
+    own: Sequence[int],
+    embedder: Embedder,
+    read: Callable[[int], tuple[str, Item]],
+    tolerate: int,
+    *,
+    whole: bool,
+) -> VectorStore | None:
+    """Of a process whose shards are done: the store, if all are, or what it lacks told."""
+    mine = [one for one in known if int(one["number"]) // writer.shard_rows in own]
+    told = known if whole else mine
+    if whole or mine:
+        _list_failures(writer.path, known)
+    if len(told) > tolerate:
+        others = [one for one in known if one not in mine] if whole else []
+        if any(_is_mended(one, embedder, read) for one in others):
+            return None  # whose shard it is encodes it again
+        raise MarvelError(_complaint(writer.path, told, writer.manifest.count, tolerate))
+    return writer.finish(tolerated=bool(known)) if whole else None
+
+
+def _is_whole(writer: StoreWriter) -> bool:
+    return all(writer.has(number) for number in range(writer.num_shards))
+
+
+def _list_failures(path: Path, failures: Sequence[Mapping[str, Any]]) -> None:
+    """Keeps the list beside the store; several processes may."""
+    listed = failures_path(path)
+    if not failures:
+        listed.unlink(missing_ok=True)
+        return
+    temporary = listed.with_name(f".{listed.name}-{uuid.uuid4().hex}")
+    write_jsonl(temporary, [dict(one) for one in failures])
+    temporary.replace(listed)
+
+
+def _complaint(path: Path, failures: Sequence[Mapping[str, Any]], count: int, tolerate: int) -> str:
+    told = (f"{one['id']} ({one['file']}): {one['error']}" for one in failures[:_NAMED])
+    more = f"; and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+    return (
+        f"{path}: {len(failures)} of {count} items have pictures that cannot be used, and "
+        f"{tolerate or 'none'} may be lacking: {'; '.join(told)}{more}. All are listed in "
+        f"{failures_path(path)}; the others are encoded and kept. Mend these and run the same "
+        f"again, or tolerate {len(failures)}."
+    )

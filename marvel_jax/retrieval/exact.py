@@ -13,9 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval.exact_device import QUERY_BLOCK, Blocks, best_places, power_of_two
+from marvel_jax.retrieval.exact_device import (
+    QUERY_BLOCK,
+    Blocks,
+    best_places,
+    local_mesh,
+    power_of_two,
+)
 from marvel_jax.retrieval.store import VectorStore
 
+_ONE_DEVICE_ROWS = 8192  # so small a pool is not worth dividing
 _MARGIN = 16  # candidates kept beyond k, so that rounding in float32 cannot push out a right one
 _RESCORE_ELEMENTS = 1 << 22  # 16 MiB of float32 from the corpus at a time
 _CACHED_ELEMENTS = 1 << 18  # 2 MiB of float64: what the processor's cache holds
@@ -57,7 +64,7 @@ def top_k(
       ids: ids of an array's rows, for ties; without them the row number decides. A store has
         its own.
       mesh: devices among which each block is divided, whatever the names of its axes; None takes
-        the default device.
+        this process's, or the default device for a pool of a few thousand rows.
 
     Raises:
       MarvelError: k exceeds the pool, the dimensions differ, or a query is not finite.
@@ -71,6 +78,8 @@ def top_k(
     if len(queries) == 0:
         return TopK(np.empty((0, k), np.float32), np.empty((0, k), np.int32))
     rank = _id_rank(corpus, ids)
+    if mesh is None and size > _ONE_DEVICE_ROWS:
+        mesh = local_mesh()
     kept = k + _MARGIN
     # Powers of two: pools of many sizes share a few compilations.
     block = max(min(block, power_of_two(size)), power_of_two(kept))
@@ -83,16 +92,16 @@ def top_k(
     slack = 2 * _float32_error(queries.shape[1])
     unsettled = np.flatnonzero((size > kept) & (scores[:, -1] > found.scores[:, -1] - slack))
     if unsettled.size:
-        near = _rows_above(
+        settled = _on_the_host(
             queries[unsettled],
             corpus,
             rows,
+            k=k,
             thresholds=found.scores[unsettled, -1] - slack,
+            rank=rank,
             block=block,
         )
-        for query, one_near in zip(unsettled, near, strict=True):
-            one = rescore(queries[query : query + 1], corpus, one_near[None], k=k, rank=rank)
-            found.scores[query], found.indices[query] = one.scores[0], one.indices[0]
+        found.scores[unsettled], found.indices[unsettled] = settled
     return found
 
 
@@ -123,9 +132,7 @@ def rescore(
         part_scores = _dot_products(queries[start : start + chunk], vectors)
         scores[start : start + chunk, :width] = np.where(part < 0, -np.inf, part_scores)
         rows[start : start + chunk, :width] = part
-    ties = rows if rank is None else np.where(rows < 0, np.iinfo(np.int32).max, rank[rows])
-    order = np.lexsort((ties, -scores), axis=-1)[:, :k]
-    return TopK(np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1))
+    return _best(TopK(scores, rows), k, rank)
 
 
 def _dot_products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -142,24 +149,52 @@ def _dot_products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _rows_above(
+def _on_the_host(
     queries: np.ndarray,
     corpus: VectorStore | np.ndarray,
     rows: np.ndarray | None,
     *,
+    k: int,
     thresholds: np.ndarray,
+    rank: np.ndarray | None,
     block: int,
-) -> list[np.ndarray]:
-    """For each query, every row whose float32 score reaches its threshold."""
-    found: list[list[np.ndarray]] = [[] for _ in queries]
+) -> TopK:
+    """The k best of the rows whose float32 score reaches a query's threshold.
+
+    Only the best so far are kept, however many rows are equally near.
+    """
+    best = TopK(
+        np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int32)
+    )
+    part_rows = max(1, _CACHED_ELEMENTS // queries.shape[1])
     for start, vectors in _blocks(corpus, rows, block):
         for first in range(0, len(queries), QUERY_BLOCK):
             part = slice(first, first + QUERY_BLOCK)
             reached = (queries[part] @ vectors.T) >= thresholds[part, None]
             for query in np.flatnonzero(reached.any(axis=1)):
-                found[first + query].append(start + np.flatnonzero(reached[query]))
-    places = [np.concatenate(one) for one in found]
-    return places if rows is None else [rows[one] for one in places]
+                near = np.flatnonzero(reached[query])
+                asked = queries[None, first + query]
+                scores = np.concatenate(
+                    [
+                        _dot_products(asked, vectors[None, near[one : one + part_rows]])[0]
+                        for one in range(0, len(near), part_rows)
+                    ]
+                )
+                places = start + near if rows is None else rows[start + near]
+                both = TopK(
+                    np.concatenate([best.scores[first + query], scores]),
+                    np.concatenate([best.indices[first + query], places.astype(np.int32)]),
+                )
+                best.scores[first + query], best.indices[first + query] = _best(both, k, rank)
+    return best
+
+
+def _best(found: TopK, k: int, rank: np.ndarray | None) -> TopK:
+    """The k best of the last axis; equal scores by `rank`, what is not there at the end."""
+    scores, rows = found
+    ties = rows if rank is None else np.where(rows < 0, np.iinfo(np.int32).max, rank[rows])
+    order = np.lexsort((ties, -scores), axis=-1)[..., :k]
+    return TopK(np.take_along_axis(scores, order, -1), np.take_along_axis(rows, order, -1))
 
 
 def _stored_blocks(corpus: VectorStore | np.ndarray, rows: np.ndarray | None, block: int) -> Blocks:

@@ -61,6 +61,14 @@ def best_places(
     return scores, np.where(np.isneginf(scores), -1, places)
 
 
+def local_mesh() -> Mesh | None:
+    """A mesh of this process's devices; None where there is one, or one was set as default."""
+    devices = jax.local_devices()
+    if len(devices) == 1 or getattr(jax.config, "jax_default_device", None) is not None:
+        return None
+    return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
 def power_of_two(number: int) -> int:
     """The least power of two from 8 on that is not below `number`."""
     return 1 << max(3, (number - 1).bit_length())

@@ -7,6 +7,7 @@ folder of that name is a whole index, and a killed writer goes on behind its las
 import contextlib
 import dataclasses
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.retrieval.store_manifest import partial_path
 
 VERSION = 2
+_BEGUN = "begun.json"
 
 
 class ShardRecord(NamedTuple):
@@ -75,20 +77,30 @@ class IndexFolder:
             though the memory that is free, and so the rule's shards, may have changed.
 
         Raises:
-          MarvelError: `path` exists.
+          MarvelError: `path` exists, or an unfinished index beside it is another's.
         """
         if path.exists():
             raise MarvelError(f"{path} exists already: choose another folder, or remove it first.")
         folder = cls(path, store, config)
         wanted = {**_store_fields(store), "asked": asked}
-        begun = folder.path / "begun.json"
+        begun = folder.path / _BEGUN
         found = read_json_object(begun) if begun.is_file() else {}
-        if found and found == {**wanted, "config": found.get("config")}:
-            folder.config = ScannConfig(**found["config"])
-        else:
-            shutil.rmtree(folder.path, ignore_errors=True)
-            folder.path.mkdir(parents=True)
-            write_json(begun, {**wanted, "config": dataclasses.asdict(config)})
+        if not found:
+            with folder.explained():
+                folder.path.mkdir(parents=True, exist_ok=True)
+                write_json(begun, {**wanted, "config": dataclasses.asdict(config)})
+            return folder
+        different = [
+            f"{name} is {found.get(name)!r} there, {value!r} here"
+            for name, value in _flat(wanted).items()
+            if _flat(found).get(name) != value
+        ]
+        if different:
+            raise MarvelError(
+                f"{folder.path} holds an unfinished index made otherwise ({'; '.join(different)}). "
+                "Go on with the same store and settings, or remove that folder."
+            )
+        folder.config = _config(found.get("config"), begun)
         return folder
 
     def has(self, number: int) -> bool:
@@ -99,22 +111,41 @@ class IndexFolder:
     def shard(self, number: int, *, start: int, stop: int) -> Iterator[Path]:
         """Yields an empty folder for ScaNN's files; the shard is there when the body ends.
 
-        `seconds` is recorded with it.
+        `seconds` is recorded with it. Where another process was faster, its shard stays.
         """
-        part = self.path / _name(number)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        yield part
-        files = sorted(part.iterdir())
-        record = ShardRecord(
-            start=start,
-            stop=stop,
-            folder=part.name,
-            seconds=round(self.seconds, 3),
-            bytes=sum(file.stat().st_size for file in files),
-            files={file.name: hash_files(file) for file in files},
-        )
-        write_json(self._record(number), record._asdict())
+        whole = self.path / _name(number)
+        part = self.path / f".{whole.name}-{uuid.uuid4().hex}"  # no two k-means in one folder
+        try:
+            with self.explained():
+                part.mkdir()
+                yield part
+                files = sorted(part.iterdir())
+                record = ShardRecord(
+                    start=start,
+                    stop=stop,
+                    folder=whole.name,
+                    seconds=round(self.seconds, 3),
+                    bytes=sum(file.stat().st_size for file in files),
+                    files={file.name: hash_files(file) for file in files},
+                )
+                if self.has(number):
+                    return
+                shutil.rmtree(whole, ignore_errors=True)
+                part.replace(whole)
+                write_json(self._record(number), record._asdict())
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Says what to do when the disk is full."""
+        try:
+            yield
+        except OSError as error:
+            raise MarvelError(
+                f"{self.path} could not be written: {error.strerror or error}. What is whole there "
+                "stays: make room, and run the same command again to go on."
+            ) from error
 
     def tuned(self, config: ScannConfig, tuned: Tuned) -> None:
         """Keeps a chosen setting, and the curve that it was chosen from."""
@@ -128,9 +159,10 @@ class IndexFolder:
     def manifest(self) -> IndexManifest:
         """What is written so far, or was by `finish`."""
         if not self.path.is_dir():
-            return _manifest(read_json_object(self._final / "manifest.json"))
+            file = self._final / "manifest.json"
+            return _manifest(read_json_object(file), file)
         records = sorted(self.path.glob("shard-*.json"))
-        shards = tuple(ShardRecord(**read_json_object(record)) for record in records)
+        shards = tuple(_shard(read_json_object(record), record) for record in records)
         return IndexManifest(self.config, shards, self._tuned)
 
     def finish(self) -> Path:
@@ -144,11 +176,14 @@ class IndexFolder:
             "tuned": found.tuned,
             "shards": [shard._asdict() for shard in found.shards],
         }
-        write_json(self.path / "manifest.json", manifest)
-        (self.path / "begun.json").unlink()
-        for record in self.path.glob("shard-*.json"):
-            record.unlink()
-        self.path.replace(self._final)
+        with self.explained():
+            for leftover in self.path.glob(".shard-*"):  # of processes that were killed
+                shutil.rmtree(leftover, ignore_errors=True)
+            write_json(self.path / "manifest.json", manifest)
+            self.path.replace(self._final)
+            # Only now: until the index has its name, a killed build goes on by them.
+            for record in (*self._final.glob("shard-*.json"), self._final / _BEGUN):
+                record.unlink(missing_ok=True)
         return self._final
 
     def _record(self, number: int) -> Path:
@@ -178,8 +213,9 @@ def open_folder(path: Path, store: VectorStore) -> IndexManifest:
                 f"{path}: this index was built with {name}={manifest.get(name)!r}, but the "
                 f"store {store.path} has {name}={wanted!r}. Build the index of this store."
             )
-    found = _manifest(manifest)
-    known = {path / "manifest.json"}
+    found = _manifest(manifest, path / "manifest.json")
+    # The others stay where a build was killed when it had all but ended.
+    known = {path / "manifest.json", path / _BEGUN, *path.glob("shard-*.json")}
     for shard in found.shards:
         for name, expected in shard.files.items():
             file = path / shard.folder / name
@@ -194,12 +230,35 @@ def open_folder(path: Path, store: VectorStore) -> IndexManifest:
     return found
 
 
-def _manifest(record: dict[str, Any]) -> IndexManifest:
-    return IndexManifest(
-        ScannConfig(**record["config"]),
-        tuple(ShardRecord(**shard) for shard in record["shards"]),
-        record["tuned"],
-    )
+def _manifest(record: dict[str, Any], file: Path) -> IndexManifest:
+    shards = record.get("shards")
+    if not isinstance(shards, list) or not shards or "tuned" not in record:
+        raise MarvelError(f"{file} is damaged: it names no shards. Build the index again.")
+    found = tuple(_shard(shard, file) for shard in shards)
+    return IndexManifest(_config(record.get("config"), file), found, record["tuned"])
+
+
+def _config(fields: Any, file: Path) -> ScannConfig:
+    try:
+        return ScannConfig(**fields)
+    except TypeError as error:
+        raise MarvelError(f"{file} is damaged: its config is {fields!r} ({error}).") from error
+
+
+def _shard(fields: Any, file: Path) -> ShardRecord:
+    try:
+        shard = ShardRecord(**fields)
+    except TypeError as error:
+        raise MarvelError(f"{file} is damaged: a shard is {fields!r} ({error}).") from error
+    if not isinstance(shard.files, dict) or not isinstance(shard.folder, str):
+        raise MarvelError(f"{file} is damaged: a shard is {fields!r}.")
+    return shard
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    asked = fields.get("asked")
+    rest = {name: value for name, value in fields.items() if name not in ("asked", "config")}
+    return {**rest, **(asked if isinstance(asked, dict) else {})}
 
 
 def _name(number: int) -> str:

@@ -33,7 +33,7 @@ from marvel_jax.retrieval.store import VectorStore
 
 _EXTRA = 16  # asked of brute force beyond k, so that equal scores at the end are ordered by id
 _READ_ROWS = 8192
-_QUERY_BLOCK = 8192
+_QUERY_BLOCK = 8192  # at a time; candidates and their keys take some kilobytes a query
 
 Say = Callable[[str], None]
 
@@ -160,6 +160,20 @@ class ScannIndex:
         queries = self._checked(queries, k)
         if len(queries) == 0:
             return TopK(np.empty((0, k), np.float32), np.empty((0, k), np.int32))
+        parts = [
+            self._top(
+                queries[start : start + _QUERY_BLOCK],
+                k,
+                search_leaves=search_leaves,
+                reorder=reorder,
+            )
+            for start in range(0, len(queries), _QUERY_BLOCK)
+        ]
+        return TopK(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+    def _top(
+        self, queries: np.ndarray, k: int, *, search_leaves: int | None, reorder: int | None
+    ) -> TopK:
         if self.config.kind == "brute_force":
             found = self.find(queries, min(k + _EXTRA, len(self.store)))
         elif self.config.vectors == "index":

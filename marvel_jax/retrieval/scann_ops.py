@@ -73,8 +73,14 @@ def build(vectors: np.ndarray, config: ScannConfig) -> Any:
 
 def save(searcher: Any, folder: Path) -> None:
     """Writes a searcher into an empty folder, which may be renamed and moved afterwards."""
-    with _quiet():
-        searcher.serialize(str(folder), relative_path=True)
+    try:
+        with _quiet():
+            searcher.serialize(str(folder), relative_path=True)
+    except RuntimeError as error:  # of ScaNN, whatever the system said
+        raise MarvelError(
+            f"{folder} could not be written by ScaNN: {error}. Is there room on the disk? What is "
+            "whole stays: run the same command again to go on."
+        ) from error
 
 
 def load(folder: Path) -> Any:

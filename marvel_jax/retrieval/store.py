@@ -23,7 +23,7 @@ from marvel_jax.retrieval.store_manifest import (
     read_manifest,
     vectors_name,
 )
-from marvel_jax.retrieval.store_pages import Mapped, load_array, open_mapped
+from marvel_jax.retrieval.store_pages import Mapped, allow_open_files, load_array, open_mapped
 from marvel_jax.retrieval.store_types import StoreType
 
 # Stores up to this size stay in memory once they were read; of larger ones what was read is given
@@ -90,6 +90,7 @@ class VectorStore:
         manifest, records = read_manifest(path)
         kind, length = store_types.stored_row(manifest.dtype, manifest.dimension)
         shards, blobs, done = [], [], 0
+        allow_open_files(len(records))
         for number, record in enumerate(records):
             if not record.rows:
                 continue
@@ -177,6 +178,11 @@ class VectorStore:
             raise MarvelError(
                 f"The queries have shape {queries.shape}, but the corpus has dimension "
                 f"{self.manifest.model_dimension}: encode both with the same model."
+            )
+        wrong = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+        if wrong.size:
+            raise MarvelError(
+                f"Query {wrong[0]} is not finite ({wrong.size} of {len(queries)} are not)."
             )
         return queries
 
@@ -271,7 +277,7 @@ def _check_content(files: tuple[Path, Path], record: ShardRecord) -> None:
 
 
 def _read_ids(file: Path, *, rows: int) -> np.ndarray:
-    blob = load_array(file, mapped=True)
+    blob = load_array(file, mapped=False)  # some ten bytes an id, and one open file less
     if blob.dtype.kind == "S":  # a store of version 1: bytes of one width
         blob = ids_blob(blob.tolist())
     if blob.dtype != np.uint8 or blob.ndim != 1 or np.count_nonzero(blob == 0) != rows:

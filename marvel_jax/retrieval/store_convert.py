@@ -39,7 +39,7 @@ def convert(
     """
     dimension = store.dimension if dimension is None else dimension
     manifest = _converted(store, dtype=dtype or store.dtype, dimension=dimension)
-    writer = StoreWriter(path, manifest)
+    writer = StoreWriter(path, manifest, made_of=store.content_hash)
     first = writer.completed
     for start, vectors in store.blocks(_BLOCK):
         stop = start + len(vectors)

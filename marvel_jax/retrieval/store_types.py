@@ -13,6 +13,7 @@ is a unit vector again, and a score of it a cosine. Binary vectors are searched 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ STORE_TYPES: tuple[StoreType, ...] = get_args(StoreType)  # by precision, the fi
 
 _SCALE_BYTES = 4
 _LEVELS = 127
+_NORM_TOLERANCE = 1e-3  # float32 vectors are within 1e-6; a forgotten normalisation is far off
 
 
 def stored_row(dtype: StoreType, dimension: int) -> tuple[np.dtype, int]:
@@ -102,4 +104,16 @@ def check_type(dtype: str) -> None:
     if dtype not in STORE_TYPES:
         raise MarvelError(
             f"dtype={dtype!r}: vectors are stored as one of {', '.join(STORE_TYPES)}."
+        )
+
+
+def check_norms(vectors: np.ndarray, ids: Sequence[str], *, where: object) -> None:
+    """Refuses vectors [n, D] that are not finite or not of unit norm; the id is named."""
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # ~ so that NaN is wrong
+    if wrong.size:
+        raise MarvelError(
+            f"{where}: the vector of {ids[wrong[0]]!r} has norm {norms[wrong[0]]:g}, "
+            f"expected 1 ({wrong.size} such rows of {len(ids)}). Vectors must be finite and "
+            "normalised."
         )

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import hash_files, read_json, write_json
+from marvel_jax.files import hash_files, read_json
 from marvel_jax.retrieval import store_types
 from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.retrieval.store_ids import encode_ids, ids_blob
@@ -29,10 +30,10 @@ from marvel_jax.retrieval.store_manifest import (
     partial_path,
     vectors_name,
 )
+from marvel_jax.retrieval.store_pages import write_array
 
 __all__ = ["Manifest", "StoreWriter", "partial_path"]
 
-_NORM_TOLERANCE = 1e-3  # float32 vectors are within 1e-6; a forgotten normalisation is far off
 _PROMISE = "unfinished.json"
 
 
@@ -43,7 +44,14 @@ class StoreWriter:
     numbers, in any order and from several processes; then `finish()`.
     """
 
-    def __init__(self, path: Path | str, manifest: Manifest, *, shard_rows: int = 65536) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        manifest: Manifest,
+        *,
+        shard_rows: int = 65536,
+        made_of: str | None = None,
+    ) -> None:
         """Starts the store at `path`, or goes on with one that was not finished.
 
         Args:
@@ -51,6 +59,7 @@ class StoreWriter:
           manifest: its `count` is that of the source, items that will fail included; with
             `full_dimension`, vectors of that length are truncated here.
           shard_rows: items a shard; the last has what is left.
+          made_of: a hash of what the vectors are made of, beside what the manifest says.
 
         Raises:
           MarvelError: `path` exists, or an unfinished store beside it has another manifest.
@@ -58,6 +67,7 @@ class StoreWriter:
         self.path = Path(path)
         self.manifest = manifest
         self.shard_rows = shard_rows
+        self._made_of = made_of
         self._partial = partial_path(self.path)
         self._ids: list[bytes] = []
         self._stored: list[np.ndarray] = []
@@ -72,10 +82,13 @@ class StoreWriter:
             )
         with self._explained():
             self._partial.mkdir(parents=True, exist_ok=True)
-            if (self._partial / _PROMISE).exists():
-                self._check_promise()
-            else:
-                self._replace(_PROMISE, self._promise())
+            if self.path.exists():  # another process made it whole just now
+                with contextlib.suppress(OSError):
+                    self._partial.rmdir()
+                raise MarvelError(f"{self.path} exists already: another process made it whole.")
+            if not (self._partial / _PROMISE).exists():
+                self._give_promise()
+            self._check_promise()
 
     @property
     def num_shards(self) -> int:
@@ -92,9 +105,9 @@ class StoreWriter:
         """What the shards on disk say could not be read, in their order."""
         return [
             failure
-            for number in range(self.num_shards)
-            if self.has(number)
-            for failure in self._record(number)["failures"]
+            for record in self._records()
+            if record is not None
+            for failure in record["failures"]
         ]
 
     def has(self, number: int) -> bool:
@@ -172,14 +185,15 @@ class StoreWriter:
         return VectorStore.open(self.path, check="layout")
 
     def _assemble(self, *, tolerated: bool) -> None:
-        missing = [number for number in range(self.num_shards) if not self.has(number)]
+        found = self._records()
+        missing = [number for number, record in enumerate(found) if record is None]
         if missing:
             raise MarvelError(
                 f"{self.path}: the manifest promises {self.manifest.count} rows, "
                 f"{self.completed + len(self._ids)} were written; {len(missing)} of "
                 f"{self.num_shards} shards are missing, the first is number {missing[0]}."
             )
-        records = [self._record(number) for number in range(self.num_shards)]
+        records = [dict(record) for record in found if record is not None]
         failed = [failure for record in records for failure in record.pop("failures")]
         if failed and not tolerated:
             raise MarvelError(
@@ -191,21 +205,50 @@ class StoreWriter:
             count=self.manifest.count - len(failed),
             failures=self.manifest.failures + len(failed),
         )
-        for leftover in self._partial.glob(".*.npy-*"):  # of processes that were killed
-            leftover.unlink(missing_ok=True)
+        for kind in ("npy", "json"):  # of processes that were killed
+            for leftover in self._partial.glob(f".*.{kind}-*"):
+                leftover.unlink(missing_ok=True)
         with self._explained():
             self._replace("manifest.json", {**dataclasses.asdict(manifest), "shards": records})
         try:
             VectorStore.open(self._partial, check="layout")
         except MarvelError as error:
+            damaged = self._discard_damaged()
+            again = (
+                f"{len(damaged)} of {self.num_shards} shards were damaged, the first is number "
+                f"{damaged[0]}: run again, and they are written once more."
+                if damaged
+                else "Mend the cause and run again, or remove that folder to begin anew."
+            )
             raise MarvelError(
-                f"{error} What was encoded is kept in {self._partial}: mend the cause and run "
-                "again, or remove that folder to begin anew."
+                f"{error} What was encoded is kept in {self._partial}. {again}"
             ) from error
+        if self._records() != found:
+            raise MarvelError(f"{self.path}: another process writes shards again: wait for it.")
         self._partial.replace(self.path)
         # Only now: until the store has its name, the records are what a killed writer resumes by.
         for record_file in (*self.path.glob("shard-*.json"), self.path / _PROMISE):
             record_file.unlink(missing_ok=True)
+
+    def _discard_damaged(self) -> list[int]:
+        """Forgets shards whose files are not what was written, as after a loss of power."""
+        damaged = []
+        for number in range(self.num_shards):
+            record = self._record(number)
+            if not record["rows"]:
+                continue
+            files = (self._partial / vectors_name(number), self._partial / ids_name(number))
+            expected = (record["vectors_hash"], record["ids_hash"])
+            try:
+                whole = tuple(hash_files(file) for file in files) == expected
+            except FileNotFoundError:
+                whole = False
+            except OSError:  # unreadable now is not damaged
+                continue
+            if not whole:
+                self.discard(number)
+                damaged.append(number)
+        return damaged
 
     def _flush(self) -> None:
         """Writes the next shard of the rows that were appended."""
@@ -235,10 +278,10 @@ class StoreWriter:
                 f"{self.path}: expected vectors of shape {(len(ids), whole)} for {len(ids)} ids "
                 f"and dimension {whole}, found {vectors.shape}."
             )
-        _check_norms(vectors, ids, where=self.path)
+        store_types.check_norms(vectors, ids, where=self.path)
         if vectors.shape[1] != kept:
             vectors = store_types.truncate(vectors, kept)
-            _check_norms(vectors, ids, where=f"{self.path}, cut to {kept} numbers")
+            store_types.check_norms(vectors, ids, where=f"{self.path}, cut to {kept} numbers")
         return encode_ids(ids, where=self.path), store_types.encode(vectors, self.manifest.dtype)
 
     def _save(
@@ -254,13 +297,15 @@ class StoreWriter:
             if ids:
                 files = (self._partial / vectors_name(number), self._partial / ids_name(number))
                 kind, width = store_types.stored_row(self.manifest.dtype, self.manifest.dimension)
-                _write_array(files[0], stored, shape=(len(ids), width), dtype=kind)
                 blob = ids_blob(ids)
-                _write_array(files[1], [blob], shape=blob.shape, dtype=blob.dtype)
-                record = ShardRecord(len(ids), hash_files(files[0]), hash_files(files[1]))
+                record = ShardRecord(
+                    len(ids),
+                    write_array(files[0], stored, shape=(len(ids), width), dtype=kind),
+                    write_array(files[1], [blob], shape=blob.shape, dtype=blob.dtype),
+                )
             # The record is what commits the shard.
             kept = {**record._asdict(), "failures": [dict(failure) for failure in failures]}
-            write_json(self._partial / _record_name(number), kept)
+            self._replace(_record_name(number), kept)
 
     def _share(self, number: int) -> int:
         """Items of a shard."""
@@ -280,8 +325,33 @@ class StoreWriter:
     def _record(self, number: int) -> dict[str, Any]:
         return dict(read_json(self._partial / _record_name(number)))
 
+    def _records(self) -> list[dict[str, Any] | None]:
+        """Of every shard; None for one that is not there, which another process may discard."""
+        found: list[dict[str, Any] | None] = []
+        for number in range(self.num_shards):
+            try:
+                found.append(self._record(number) if self.has(number) else None)
+            except MarvelError:
+                if self.has(number):
+                    raise
+                found.append(None)
+        return found
+
     def _promise(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.manifest), "shard_rows": self.shard_rows}
+        of = {} if self._made_of is None else {"made_of": self._made_of}
+        return {**dataclasses.asdict(self.manifest), "shard_rows": self.shard_rows, **of}
+
+    def _give_promise(self) -> None:
+        """Of processes that begin at once one gives it, and the others are held to it."""
+        temporary = self._write_beside(_PROMISE, self._promise())
+        try:
+            os.link(temporary, self._partial / _PROMISE)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            temporary.replace(self._partial / _PROMISE)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _check_promise(self) -> None:
         found, wanted = read_json(self._partial / _PROMISE), self._promise()
@@ -302,9 +372,16 @@ class StoreWriter:
         Unlike `files.write_json` it makes no folder: the one that another process has renamed
         must not come back.
         """
+        self._write_beside(name, value).replace(self._partial / name)
+
+    def _write_beside(self, name: str, value: Any) -> Path:
         temporary = self._partial / f".{name}-{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        temporary.replace(self._partial / name)
+        try:
+            temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -316,34 +393,6 @@ class StoreWriter:
                 f"{self._partial} could not be written: {error.strerror or error}. What is whole "
                 "there stays: make room, and run the same command again to go on."
             ) from error
-
-
-def _check_norms(vectors: np.ndarray, ids: Sequence[str], *, where: object) -> None:
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    wrong = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # ~ so that NaN is wrong
-    if wrong.size:
-        raise MarvelError(
-            f"{where}: the vector of {ids[wrong[0]]!r} has norm {norms[wrong[0]]:g}, "
-            f"expected 1 ({wrong.size} such rows of {len(ids)}). Vectors must be finite and "
-            "normalised."
-        )
-
-
-def _write_array(
-    file: Path, parts: Sequence[np.ndarray], *, shape: tuple[int, ...], dtype: np.dtype
-) -> None:
-    """A .npy file of the parts one below the other, under its name only when it is whole."""
-    temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    try:
-        with temporary.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, header)
-            for part in parts:
-                stream.write(np.ascontiguousarray(part).data)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _record_name(number: int) -> str:

@@ -1,16 +1,25 @@
 """The search benchmark: every contender in a process of its own, and figures that are its own."""
 
+import json
+
 import numpy as np
 import pytest
 
 from marvel_jax.bench import faiss_peers, search
+from marvel_jax.bench.clustered import Clustered, write_store
+from marvel_jax.bench.peak_memory import status_bytes
 from marvel_jax.bench.search import SearchOptions, run
 from marvel_jax.bench.search_child import Answers, Child
 from marvel_jax.errors import MarvelError
 
 
 class Fake:
-    """Finds as many of the ten as its setting says."""
+    """Finds as many of the ten as its setting says; loads what it built when first asked."""
+
+    loaded, kept = None, None
+
+    def build(self, store, *, workdir):
+        return self.kept
 
     def settings(self):
         return [
@@ -19,6 +28,8 @@ class Fake:
         ]
 
     def search(self, queries, k, setting):
+        if self.loaded is None:
+            self.loaded = np.ones(1 << 26, np.uint8)  # 64 MiB
         found = np.tile(np.arange(k), (len(queries), 1))
         found[:, setting["right"] :] = -1
         return found
@@ -40,6 +51,20 @@ def test_the_fastest_setting_that_reaches_each_recall_is_chosen(answers, monkeyp
     assert unreachable is None
 
 
+@pytest.mark.skipif(status_bytes("RssAnon") is None, reason="the system does not tell memory")
+def test_memory_held_is_that_of_an_index_in_use_and_building_that_of_the_first_run(
+    answers, tmp_path
+):
+    vectors = Clustered(rows=20, dimension=4, spread=1.0, seed=0)
+    write_store([("c", vectors)], tmp_path / "store", dtype="float32")
+    before = status_bytes("RssAnon") / 2**30
+    built = answers.build()
+    assert built["held_gib"] >= before + 0.05 and built["build_peak_gib"] > 0
+    answers._contender.kept = 123.4
+    again = answers.build()
+    assert (again["build_seconds"], again["build_peak_gib"]) == (123.4, None)
+
+
 def test_scann_alone_is_built_searched_and_timed_in_its_own_process(tmp_path):
     pytest.importorskip("scann", reason="ScaNN has wheels for Linux only")
     options = SearchOptions(
@@ -51,6 +76,11 @@ def test_scann_alone_is_built_searched_and_timed_in_its_own_process(tmp_path):
     assert row["build_seconds"] > 0 and row["build_peak_gib"] > 0
     assert found["of_best_peer"] == {"0.8": None}
     assert any("FAISS left out" in line for line in found["notes"])
+    # An index that was kept is told with the seconds that it took to build.
+    record = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    with Child("scann", workdir=tmp_path, threads=1, seconds=300) as child:
+        again = child.ask("build")
+    assert (again["build_seconds"], again["build_peak_gib"]) == (record["build_seconds"], None)
     # A process that fails says why, and is gone.
     (tmp_path / "exact.npy").unlink()
     with Child("scann", workdir=tmp_path, threads=1, seconds=300) as child:

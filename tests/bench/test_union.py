@@ -51,6 +51,8 @@ def test_a_tiny_union_is_written_indexed_searched_and_goes_on(tmp_path, monkeypa
     np.testing.assert_array_equal(exact[:1], top_k(first, store, 10).indices)
     again = run(options, say=told.append)
     assert json.dumps(again["rows"]) == json.dumps(found["rows"])
+    assert found["resumed"] == ["write"] and again["resumed"] == list(stages)
+    assert found["store_bytes"] == 32 * stages["write"]["vectors"]
     with pytest.raises(MarvelError, match=r"other options \(scale\)"):
         run(
             UnionOptions(workdir=tmp_path / "union", scale=0.1, dimension=16, sample=40, memory=0.5)

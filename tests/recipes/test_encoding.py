@@ -4,7 +4,7 @@ import pytest
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.config_file import load_config
-from marvel_jax.recipes.encoding import find_share, read_items
+from marvel_jax.recipes.encoding import EncodingOptions, find_share, read_items
 from marvel_jax.retrieval.encode_shards import Share
 from tests import tiny
 
@@ -95,6 +95,7 @@ OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}  # and no 
         ((None, None), SLURM, (Share(3, 4), 1)),
         ((None, None), OPEN_MPI, (Share(1, 2), None)),
         ((0, 2), SLURM, (Share(0, 2), None)),
+        ((None, 1), SLURM, (Share(0, 1), None)),
     ],
 )
 def test_a_process_finds_its_share(given, environment, expected):
@@ -113,3 +114,8 @@ def test_a_process_finds_its_share(given, environment, expected):
 def test_half_a_share_or_one_too_many_is_refused(given, message):
     with pytest.raises(MarvelError, match=message):
         find_share(*given, environment={})
+
+
+def test_fewer_than_no_broken_pictures_cannot_be_tolerated():
+    with pytest.raises(MarvelError, match="tolerate=-1"):
+        EncodingOptions(tolerate=-1)

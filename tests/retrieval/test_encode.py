@@ -8,11 +8,11 @@ import pytest
 
 from marvel_jax.data.items import TASKS, Candidate, Item, Query
 from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval import store_writer
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates, encode_queries, instructed
 from marvel_jax.retrieval.encode_shards import Share, encode_share, failures_path
 from marvel_jax.retrieval.store import VectorStore
-from marvel_jax.retrieval.store_writer import StoreWriter
 from tests import tiny
 
 SOURCE = tiny.TinySource(size=12)
@@ -203,21 +203,57 @@ def test_mended_pictures_are_encoded_and_nothing_else(embedder, expected, tmp_pa
     assert store.manifest.failures == 0 and not failures_path(path).exists()
 
 
-def test_a_full_disk_keeps_what_is_whole(embedder, expected, tmp_path, monkeypatch):
-    written = []
-    original = StoreWriter.write
+def test_a_mended_picture_is_not_left_out_though_some_may_be(embedder, expected, tmp_path):
+    candidates = broken_source(tmp_path, (1, 7))
+    path, options = tmp_path / "store", {"source_hash": "s0", "shard_rows": SHARD}
+    with pytest.raises(MarvelError, match="2 of 24 items"):
+        encode_candidates(embedder, candidates, path, **options)
+    broken_source(tmp_path, ())
+    store = encode_candidates(embedder, candidates, path, tolerate=2, **options)
+    assert store.manifest.failures == 0 and len(store) == 24
+    np.testing.assert_allclose(store.vectors(), expected, atol=1e-5)
 
-    def write(self, number, *given, **more):
-        if number == 2:
+
+def test_each_process_tells_its_broken_pictures_and_waits_for_those_that_others_mend(
+    embedder, tmp_path
+):
+    candidates = broken_source(tmp_path, (1,))
+
+    def process(number):
+        def read(place):
+            return candidates[place].id, candidates[place].item
+
+        return encode_share(
+            embedder,
+            read,
+            24,
+            tmp_path / "store",
+            source_hash="s0",
+            shard_rows=SHARD,
+            share=Share(number, 2),
+        )
+
+    with pytest.raises(MarvelError, match=r"1 of 24 items .*90:1 "):
+        process(0)  # though the store is not whole yet
+    with pytest.raises(MarvelError, match=r"1 of 24 items .*90:1 "):
+        process(1)  # as all shards are there
+    broken_source(tmp_path, ())
+    assert process(1) is None, "the picture can be read, and is the other process's"
+    assert len(process(0)) == 24 and len(process(1)) == 24
+
+
+def test_a_full_disk_keeps_what_is_whole(embedder, expected, tmp_path, monkeypatch):
+    original = store_writer.write_array
+
+    def write(file, *given, **more):
+        if file.name == "ids-00002.npy":
             raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(number)
-        original(self, number, *given, **more)
+        return original(file, *given, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(StoreWriter, "write", write)
-        with pytest.raises(OSError, match="No space left"):
+        patched.setattr(store_writer, "write_array", write)
+        with pytest.raises(MarvelError, match=r"No space left on device.*make room"):
             encode(embedder, tmp_path / "store")
-    assert written == [0, 1]
     calls = counting(embedder, monkeypatch)
     np.testing.assert_allclose(encode(embedder, tmp_path / "store").vectors(), expected, atol=1e-5)
     assert calls == [5, 5, 4]

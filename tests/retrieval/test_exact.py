@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from vector_stores import exact_reference, random_unit, unit, write_store
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval import exact
 from marvel_jax.retrieval import store as store_module
 from marvel_jax.retrieval.exact import rescore, top_k
+from marvel_jax.retrieval.searcher import ExactSearcher
 from marvel_jax.retrieval.store_convert import convert
 from marvel_jax.retrieval.store_types import STORE_TYPES
 
@@ -85,6 +87,45 @@ def test_a_long_run_of_equal_vectors_across_blocks_is_ordered_by_id(tmp_path):
     found = top_k(corpus[:1], store, 10, block=64)
     copies = sorted(ids[row] for row in [0, *range(100, 300)])
     assert [store.ids[int(row)] for row in found.indices[0]] == copies[:10]
+
+
+@pytest.mark.parametrize("query", [np.zeros((1, 8), np.float32), random_unit(1, 8, seed=3)])
+def test_however_many_vectors_are_equally_near_only_the_best_are_kept(monkeypatch, query):
+    corpus = np.repeat(random_unit(1, 8, seed=3), 5000, axis=0)
+    corpus[::7] = random_unit(715, 8)
+    ids = [f"c:{number:04d}" for number in np.random.default_rng(1).permutation(5000)]
+    scores, indices = exact_reference(query, corpus, ids, 9)
+    monkeypatch.setattr(exact, "_CACHED_ELEMENTS", 1 << 10)
+    dot_products, most = exact._dot_products, []
+
+    def spied(queries, vectors):
+        most.append(vectors.size)
+        return dot_products(queries, vectors)
+
+    monkeypatch.setattr(exact, "_dot_products", spied)
+    found = top_k(query, corpus, 9, block=512, ids=ids)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.scores, scores)
+    assert max(most) <= 1 << 10 and sum(most) > 4000 * 8
+
+
+def test_all_devices_share_a_large_pool_and_one_searches_a_small_one(tmp_path, monkeypatch):
+    corpus = random_unit(9000, 4)
+    store = write_store(tmp_path / "store", corpus)
+    best_places, devices = exact.best_places, []
+
+    def spied(*given, mesh, **more):
+        devices.append(None if mesh is None else mesh.size)
+        return best_places(*given, mesh=mesh, **more)
+
+    monkeypatch.setattr(exact, "best_places", spied)
+    found = ExactSearcher(store).search(corpus[:3], 5)
+    few = top_k(corpus[:3], store, 5, subset=np.arange(100))
+    assert devices == [8, None]
+    scores, indices = exact_reference(corpus[:3], corpus, list(store.ids), 5)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.scores, scores)
+    assert few.indices.max() < 100
 
 
 def test_neither_blocks_nor_shards_nor_order_of_rows_change_the_ranking(tmp_path):

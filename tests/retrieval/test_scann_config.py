@@ -71,3 +71,6 @@ def test_the_budget_is_what_is_given_or_a_part_of_what_is_free(tmp_path, monkeyp
     assert scann_memory.budget(None) == 716_800
     (groups / "memory.max").write_text("12000\n")
     assert scann_memory.budget(None) == 7000
+    # What was read of files and can be dropped is free.
+    (groups / "memory.stat").write_text("anon 500\nfile 1500\nactive_file 300\ninactive_file 700\n")
+    assert scann_memory.budget(None) == pytest.approx(7700, abs=1)

@@ -1,14 +1,16 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from vector_stores import random_unit, unit, write_store
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval import scann_memory, scann_ops
+from marvel_jax.retrieval import scann_index, scann_memory, scann_ops
 from marvel_jax.retrieval.exact import TopK, top_k
+from marvel_jax.retrieval.scann_folder import IndexFolder, open_folder
 from marvel_jax.retrieval.scann_index import (
     ScannConfig,
     ScannIndex,
@@ -40,6 +42,7 @@ def index_path(store, tmp_path_factory):
 
 
 QUERIES = clustered(200, seed=2)
+VECTORS_OF_60 = random_unit(60, 8)
 
 
 def test_a_loaded_index_finds_what_exact_search_finds(store, index_path):
@@ -86,6 +89,22 @@ def test_where_the_leaves_hold_fewer_the_places_are_empty(store, index_path, bat
     assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in found.indices)
 
 
+def test_many_queries_are_searched_some_at_a_time(store, index_path, monkeypatch):
+    index, sizes = ScannIndex.open(index_path, store), []
+    whole, search = index.search(QUERIES, 5), scann_ops.search
+
+    def spied(searcher, queries, *given, **more):
+        sizes.append(len(queries))
+        return search(searcher, queries, *given, **more)
+
+    monkeypatch.setattr(scann_ops, "search", spied)
+    monkeypatch.setattr(scann_index, "_QUERY_BLOCK", 64)
+    found = index.search(QUERIES, 5)
+    assert sizes == [64, 64, 64, 8]
+    np.testing.assert_array_equal(found.indices, whole.indices)
+    np.testing.assert_array_equal(found.scores, whole.scores)
+
+
 def test_a_small_corpus_is_searched_exactly_with_ties_by_id(tmp_path):
     vectors = random_unit(50, 7)
     vectors[10] = vectors[3]
@@ -130,6 +149,10 @@ def test_a_damaged_index_is_refused(store, index_path, tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(MarvelError, match=r"unknown files.*ah_codebook.pb"):
         ScannIndex.open(path, store)
+    for damage in ({"shards": None}, {"config": {"x": 1}}, {"shards": [{"start": 0}]}):
+        (path / "manifest.json").write_text(json.dumps({**manifest, **damage}))
+        with pytest.raises(MarvelError, match=r"manifest\.json is damaged"):
+            ScannIndex.open(path, store)
     (path / "manifest.json").write_text(json.dumps({**manifest, "version": 1}))
     with pytest.raises(MarvelError, match="version=1, but version=2"):
         ScannIndex.open(path, store)
@@ -153,12 +176,58 @@ def test_a_killed_build_goes_on_and_half_an_index_is_refused(tmp_path, monkeypat
             ScannIndex.build(store, path=path)
     with pytest.raises(MarvelError, match=r"unfinished one lies in .*\.index\.unfinished"):
         ScannIndex.open(path, store)
+    with pytest.raises(
+        MarvelError, match=r"unfinished index made otherwise \(leaves is None there"
+    ):
+        ScannIndex.build(store, ScannConfig(leaves=9), path=path)
     told = []
     # More memory, for which the rule would make one shard, does not throw away what is there.
     index = ScannIndex.build(store, path=path, say=told.append)
     assert told == ["shard 2 of 2: rows 1,600 to 3,200"]
     exact, found = top_k(QUERIES, store, 10), index.search(QUERIES, 10)
     assert recall_against_exact(found, exact).mean() >= 0.9
+
+
+def test_a_build_killed_as_it_ends_goes_on_and_is_an_index(tmp_path, monkeypatch):
+    store, path = write_store(tmp_path / "store", random_unit(60, 8)), tmp_path / "index"
+    rename, unlink = Path.replace, Path.unlink
+
+    def killed(at, act):
+        def dies(self, *given, **more):
+            if str(self).startswith(str(at)) and (act is unlink or self == at):
+                raise KeyboardInterrupt
+            return act(self, *given, **more)
+
+        return dies
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed(tmp_path / ".index.unfinished", rename))
+        with pytest.raises(KeyboardInterrupt):
+            ScannIndex.build(store, path=path)
+    monkeypatch.setattr(scann_ops, "build", None)  # nothing is built again
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed(path, unlink))
+        with pytest.raises(KeyboardInterrupt):
+            ScannIndex.build(store, path=path)
+    found = ScannIndex.open(path, store).search(VECTORS_OF_60[:3], 5)
+    np.testing.assert_array_equal(found.indices, top_k(VECTORS_OF_60[:3], store, 5).indices)
+
+
+def test_two_that_build_one_shard_do_not_mix_their_files(tmp_path):
+    store = write_store(tmp_path / "store", random_unit(60, 8))
+    config = ScannConfig().resolve(60, 8, memory=1 << 30)
+    first, second = (
+        IndexFolder.begin(tmp_path / "index", store, config, asked={}) for _ in range(2)
+    )
+    with first.shard(0, start=0, stop=60) as one:
+        (one / "a").write_text("first")
+        with second.shard(0, start=0, stop=60) as other:
+            (other / "b").write_text("second")
+    (shard,) = first.manifest().shards
+    assert list(shard.files) == ["b"]
+    path = first.finish()
+    assert [file.name for file in (path / shard.folder).iterdir()] == ["b"]
+    assert open_folder(path, store).shards == (shard,)
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -205,6 +274,8 @@ def test_mistakes_are_told(store, index_path, tmp_path):
         index.search(QUERIES, 6001)
     with pytest.raises(MarvelError, match=r"\(200, 20\).*dimension 24"):
         index.search(QUERIES[:, :20], 5)
+    with pytest.raises(MarvelError, match=r"Query 3 is not finite \(1 of 200"):
+        index.search(np.where(np.arange(200)[:, None] == 3, np.nan, QUERIES), 5)
     with pytest.raises(MarvelError, match="no such folder"):
         ScannIndex.open(tmp_path / "none", store)
     with pytest.raises(MarvelError, match="exists already"):

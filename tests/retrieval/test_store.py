@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vector_stores import manifest, random_unit, write_store
 
+from marvel_jax.bench.peak_memory import status_bytes
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.retrieval import store as store_module
@@ -206,6 +209,38 @@ def test_what_is_cut_or_of_another_kind_is_refused_without_reading_it_all(
 
 def _cut(file):
     file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_a_store_of_more_shards_than_files_may_be_open_is_opened(tmp_path):
+    write_store(tmp_path / "store", random_unit(300, 4), shard_rows=1)
+    program = (
+        "import resource, sys; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, int(sys.argv[2]) or hard))\n"
+        "from marvel_jax.retrieval.store import VectorStore\n"
+        "print(VectorStore.open(sys.argv[1]).vectors().shape)\n"
+    )
+    for hard, told in (("0", "(300, 4)"), ("200", "may open no more files. Raise the limit")):
+        command = [sys.executable, "-c", program, str(tmp_path / "store"), hard]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert told in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(status_bytes("VmHWM") is None, reason="the system does not tell memory")
+def test_reading_a_large_store_takes_the_memory_of_some_blocks(tmp_path):
+    write_store(tmp_path / "store", random_unit(1 << 16, 256), shard_rows=1 << 14)  # 64 MiB
+    program = (
+        "import sys\n"
+        "from marvel_jax.bench.peak_memory import PeakMemory, status_bytes\n"
+        "from marvel_jax.retrieval import store\n"
+        "store.RESIDENT_BYTES = 0\n"
+        "opened = store.VectorStore.open(sys.argv[1], check='layout')\n"
+        "before, peak = status_bytes('VmRSS'), PeakMemory()\n"
+        "for start, vectors in opened.blocks(1024): vectors.sum()\n"
+        "print(peak.bytes() - before)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) < 16 << 20
 
 
 def test_an_unknown_id_is_named(tmp_path):

@@ -52,6 +52,9 @@ def test_a_killed_conversion_goes_on(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         convert(store, tmp_path / "made", dtype="int8", progress=kill)
+    another = write_store(tmp_path / "another", -VECTORS, shard_rows=7)
+    with pytest.raises(MarvelError, match=r"made otherwise \(made_of is"):
+        convert(another, tmp_path / "made", dtype="int8")
     made = convert(store, tmp_path / "made", dtype="int8")
     np.testing.assert_array_equal(
         made.vectors(), decode(encode(VECTORS, "int8"), "int8", dimension=12)

@@ -2,7 +2,10 @@
 
 import errno
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +50,84 @@ def test_shards_in_any_order_by_two_writers_are_the_same_store(tmp_path, dtype):
     assert {store.content_hash for store in stores} == {whole.content_hash}
     assert list(VectorStore.open(tmp_path / "store").ids) == IDS
     assert not partial_path(tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("name", ["vectors-00002.npy", "ids-00002.npy"])
+def test_a_shard_that_a_loss_of_power_cut_is_written_again_alone(tmp_path, name):
+    one = writer(tmp_path / "store")
+    for number in range(5):
+        write(one, number)
+    cut = partial_path(tmp_path / "store") / name
+    cut.write_bytes(cut.read_bytes()[:-8])
+    with pytest.raises(MarvelError, match=r"1 of 5 shards were damaged.*number 2: run again"):
+        one.finish()
+    again = writer(tmp_path / "store")
+    assert [again.has(number) for number in range(5)] == [True, True, False, True, True]
+    write(again, 2)
+    np.testing.assert_array_equal(again.finish().vectors(), VECTORS)
+
+
+def test_processes_that_begin_discard_and_finish_at_once_leave_one_whole_store(tmp_path):
+    program = (
+        "import sys, time\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from test_store_writer import IDS, VECTORS, manifest\n"
+        "from marvel_jax.errors import MarvelError\n"
+        "from marvel_jax.retrieval.store_writer import StoreWriter\n"
+        "own = int(sys.argv[3])\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for turn in range(20):\n"
+        "    path = f'{sys.argv[2]}/{turn}'\n"
+        "    try:\n"
+        "        one = StoreWriter(path, manifest(23, 6), shard_rows=1)\n"
+        "        for number in [*range(own, 23, 3)] * 2:\n"
+        "            one.discard(number); one.failures\n"
+        "            one.write(number, IDS[number : number + 1], VECTORS[number : number + 1])\n"
+        "        one.finish()\n"
+        "    except MarvelError as error:\n"
+        "        expected = 'shards are missing', 'exists already', 'writes shards again'\n"
+        "        assert any(word in str(error) for word in expected), error\n"
+    )
+    folder = str(Path(__file__).parent)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, folder, str(tmp_path), str(own)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for own in range(3)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    for turn in range(20):
+        if not (path := tmp_path / str(turn)).exists():  # each found another still writing
+            StoreWriter(path, manifest(23, 6), shard_rows=1).finish()
+        np.testing.assert_array_equal(VectorStore.open(path).vectors(), VECTORS)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_who_begin_with_other_settings_do_not_mix(tmp_path, monkeypatch):
+    # As if the other had begun between the look and the promise.
+    give = StoreWriter._give_promise
+
+    def late(self):
+        monkeypatch.setattr(StoreWriter, "_give_promise", give)
+        writer(tmp_path / "store", dtype="bfloat16")
+        give(self)
+
+    monkeypatch.setattr(StoreWriter, "_give_promise", late)
+    with pytest.raises(MarvelError, match="dtype is 'bfloat16' there, 'float32' here"):
+        writer(tmp_path / "store")
 
 
 def test_items_that_failed_are_counted_and_missing(tmp_path):
@@ -108,7 +189,7 @@ def test_an_unfinished_store_of_an_earlier_version_is_refused(tmp_path):
 @pytest.mark.parametrize("by_number", [False, True])
 def test_a_disk_that_fills_up_loses_no_whole_shard(tmp_path, monkeypatch, by_number):
     one = writer(tmp_path / "store")
-    real = store_writer._write_array
+    real = store_writer.write_array
     written = []
 
     def fill_up(file, parts, **shape):
@@ -123,7 +204,7 @@ def test_a_disk_that_fills_up_loses_no_whole_shard(tmp_path, monkeypatch, by_num
 
         return real(file, [parts[0][:1], Full()], **shape)
 
-    monkeypatch.setattr(store_writer, "_write_array", fill_up)
+    monkeypatch.setattr(store_writer, "write_array", fill_up)
     with pytest.raises(MarvelError, match=r"No space left on device.*run the same command again"):
         if by_number:
             for number in range(5):
@@ -149,7 +230,7 @@ def test_a_writer_that_found_no_room_still_has_its_rows(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_writer, "_write_array", full)
+        patched.setattr(store_writer, "write_array", full)
         with pytest.raises(MarvelError, match="No space left"):
             one.append(IDS[:18], VECTORS[:18])
     one.append(IDS[18:], VECTORS[18:])
