@@ -172,6 +172,7 @@ def save(
             query_ids=one.query_ids,
             retrieved=evaluation.rankings[name],
             relevant=evaluation.rows[name].relevant,
+            relevant_local=evaluation.rows[name].relevant_local,
             reranked=(reranked or {}).get(name),
             origin=evaluated.origins[name],
         )

@@ -214,7 +214,7 @@ def _lists(
         candidates=candidates,
         recall=np.where(there, ranked.scores[:, :top], 0.0),
         p_yes=np.where(there, p_yes, 0.0),
-        relevant=evaluation.rows[name].relevant,
+        relevant=evaluation.rows[name].by_pool[place],
     )
 
 
