@@ -42,7 +42,8 @@ class SetRankings(NamedTuple):
     """The content of one file of rankings.
 
     relevant: for each query the rows of its right answers; one behind the store's last row has no
-    vector. relevant_local: those in the set's own pool. reranked: by name of the order ("reranked", "fused"), empty without a reranker.
+    vector. relevant_local: those in the set's own pool. reranked: by name of the order
+    ("reranked", "fused"), empty without a reranker.
     """
 
     name: str
