@@ -318,7 +318,7 @@ def test_pictures_that_cannot_be_read_count_as_never_found(model, corpus, tmp_pa
 
 def test_weights_of_a_recipe_are_used_and_must_have_every_set(ran, model, corpus, tmp_path):
     workdir, first = ran
-    fitted = first.facts["reranked"]["pools"]
+    fitted = json.loads(json.dumps(first.facts["reranked"]["pools"]))
     file = tmp_path / "fusion.json"
     with pytest.raises(MarvelError, match="with the queries that they were fitted on"):
         file.write_text(json.dumps({"fusion": "add", "pools": fitted}))
