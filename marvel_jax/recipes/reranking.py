@@ -53,7 +53,7 @@ class RerankOptions:
         if self.fit_split == "test":
             raise MarvelError(
                 "--fit-split test: the weight would be judged on the queries that it was fitted "
-                "on. Fit it on val, or on a part of the training queries."
+                "on. Fit it on val."
             )
         if self.top < 1:
             raise MarvelError(f"--top {self.top}: rerank 1 result or more.")

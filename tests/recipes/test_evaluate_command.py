@@ -15,7 +15,7 @@ from marvel_jax.data import emoji
 from marvel_jax.data.emoji_tasks import Sizes
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes import reranked_lists
+from marvel_jax.recipes import evaluation, reranked_lists
 from marvel_jax.recipes.evaluate_command import evaluate_model, with_reranker
 from marvel_jax.recipes.stage_runs import run_stage
 from marvel_jax.recipes.stages import Base
@@ -233,6 +233,28 @@ def test_another_seed_encodes_queries_only(ran, model, corpus, tmp_path, monkeyp
     assert folder.about["seed"] == 5 and folder.about["reranker"] is None
     assert folder.rankings("emoji_task0").origin != before
     assert folder.rankings("emoji_task0").reranked == {}
+
+
+def test_what_fails_after_the_search_loses_none_of_it(ran, model, corpus, tmp_path, monkeypatch):
+    workdir, first = ran
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("store", "queries"):
+        shutil.copytree(workdir / name, run / name)
+
+    def fail(*_, **__):
+        raise MarvelError("something after the search")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "evaluate", fail)
+        with pytest.raises(MarvelError, match="after the search"):
+            evaluate(model, corpus, run)
+    with pytest.raises(MarvelError, match="holds no finished evaluation"):
+        evaluation_folder.read(run)
+    monkeypatch.setattr(retrieval_sets, "top_k", lambda *_, **__: pytest.fail("searched again"))
+    again = evaluate(model, corpus, run)
+    assert again.facts["mean_global"] == first.facts["mean_global"]
+    assert again.facts["mean_local"] == first.facts["mean_local"]
 
 
 def test_a_killed_reranker_goes_on(ran, model, corpus, tmp_path, monkeypatch):
