@@ -184,28 +184,39 @@ class _Check:
         if not file.is_union:
             self.tables[file.name] = table
             self._add(doctor_ids.duplicates(table))
-        pool = self._pool_of(file, union_first=True)
-        if pool is not None:
-            self._add(doctor_ids.dangling_links(file, facts, pool))
+        local, others = self._pools_of(file)
+        union = self.tables.get(self.layout.union_pool(str(file.split)) or "")
+        pools = [*local, *others] if union is None else [union]
+        if pools:
+            self._add(doctor_ids.dangling_links(file, facts, pools))
         for key, (count, line) in facts.instructions.items():
             known = self.used.get(key, Use(0, file.name, line))
             self.used[key] = known._replace(queries=known.queries + count)
 
     def _qrels(self, file: LayoutFile, facts: LineFacts) -> None:
         queries = self.tables.get(query_name(file))
-        pool = self._pool_of(file, union_first=file.split == "train")
-        self._add(doctor_ids.dangling_qrels(file, facts, queries, pool))
+        local, others = self._pools_of(file)
+        self._add(doctor_ids.dangling_qrels(file, facts, queries, [*local, *others]))
         if queries is not None:
             self._add(doctor_ids.without_relevant(file, facts, queries))
+            if local:
+                self._add(doctor_ids.out_of_reach(file, facts, queries, local[0], others))
 
-    def _pool_of(self, file: LayoutFile, *, union_first: bool) -> IdTable | None:
-        """The pool that a file's candidates must be in, of those that there are."""
+    def _pools_of(self, file: LayoutFile) -> tuple[list[IdTable], list[IdTable]]:
+        """The local pool of a file's candidates, and the global ones, of those that there are.
+
+        Training has no local pool. Validation is judged in the union pool of test too.
+        """
         split = str(file.split)
-        names = [self.layout.union_pool(split)]
-        if file.set is not None:
-            names.append(self.layout.local_pool(file.set, split))
-        there = [self.tables[name] for name in names if name in self.tables]
-        return (there[0] if union_first else there[-1]) if there else None
+        local = None
+        if file.set is not None and split != "train":
+            local = self.layout.local_pool(file.set, split)
+        unions = [self.layout.union_pool(split)]
+        if split not in ("train", "test"):
+            unions.append(self.layout.union_pool("test"))
+        tables = self.tables
+        own = [tables[local]] if local in tables else []
+        return own, [tables[name] for name in unions if name in tables]
 
     def _test_pools(self) -> set[str | None]:
         return {

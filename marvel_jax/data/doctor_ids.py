@@ -1,6 +1,6 @@
 """Which ids occur twice, and which name what no pool and no file of queries has."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +48,12 @@ def duplicates(table: IdTable) -> Iterator[Problem]:
         yield Problem(Kind.DUPLICATE_ID, table.name, line, id, message)
 
 
-def dangling_links(file: LayoutFile, facts: LineFacts, pool: IdTable) -> Iterator[Problem]:
-    """Every positive and negative of queries that the pool does not have."""
-    lost = np.flatnonzero(pool.lacks(facts.links))
+def dangling_links(
+    file: LayoutFile, facts: LineFacts, pools: Sequence[IdTable]
+) -> Iterator[Problem]:
+    """Every positive and negative of queries that none of the pools has."""
+    lost = np.flatnonzero(_lacked(facts.links, pools))
+    where = " or ".join(pool.name for pool in pools)
     for place in lost.tolist():
         owner = int(facts.link_owners[place])
         kind, word = next(
@@ -62,21 +65,29 @@ def dangling_links(file: LayoutFile, facts: LineFacts, pool: IdTable) -> Iterato
             file.name,
             int(facts.id_lines[owner]),
             query,
-            f"query {query} has the {word} {candidate}, which is not in {pool.name}",
+            f"query {query} has the {word} {candidate}, which is not in {where}",
         )
 
 
 def dangling_qrels(
-    file: LayoutFile, facts: LineFacts, queries: IdTable | None, pool: IdTable | None
+    file: LayoutFile, facts: LineFacts, queries: IdTable | None, pools: Sequence[IdTable]
 ) -> Iterator[Problem]:
-    """Every line of qrels that names an unknown query or candidate."""
+    """Every line of qrels that names an unknown query, or a candidate that no pool has.
+
+    An answer may be of another data set (OVEN and InfoSeek share many): then a global pool has it.
+    """
     lines = facts.id_lines[facts.link_owners]
     lost: list[tuple[int, str, str]] = []
-    for ids, table in ((facts.ids[facts.link_owners], queries), (facts.links, pool)):
-        if table is not None:
+    named = (
+        (facts.ids[facts.link_owners], [] if queries is None else [queries]),
+        (facts.links, pools),
+    )
+    for ids, tables in named:
+        if tables:
+            where = " or ".join(table.name for table in tables)
             lost += (
-                (int(lines[place]), format_id(ids[place]), table.name)
-                for place in np.flatnonzero(table.lacks(ids)).tolist()
+                (int(lines[place]), format_id(ids[place]), where)
+                for place in np.flatnonzero(_lacked(ids, tables)).tolist()
             )
     for line, id, name in sorted(lost, key=lambda one: one[0]):
         yield Problem(Kind.DANGLING_QRELS, file.name, line, id, f"{id} is not in {name}")
@@ -92,12 +103,40 @@ def without_relevant(file: LayoutFile, facts: LineFacts, queries: IdTable) -> It
         yield Problem(Kind.NO_RELEVANT, queries.name, line, id, message)
 
 
+def out_of_reach(
+    file: LayoutFile,
+    facts: LineFacts,
+    queries: IdTable,
+    local: IdTable,
+    others: Sequence[IdTable],
+) -> Iterator[Problem]:
+    """Every query whose answers are all candidates of other sets: its own pool has none."""
+    right = facts.link_kinds == POSITIVE
+    elsewhere = local.lacks(facts.links) & ~_lacked(facts.links, others)
+    owners = facts.ids[facts.link_owners]
+    answered, reached = np.unique(owners[right]), np.unique(owners[right & ~elsewhere])
+    lost = _within(queries.ids, answered) & ~_within(queries.ids, reached)
+    for place in np.flatnonzero(lost).tolist():
+        id = format_id(queries.ids[place])
+        message = f"no relevant candidate of query {id} in {file.name} is in {local.name}"
+        line = int(queries.lines[place])
+        yield Problem(Kind.NO_RELEVANT, queries.name, line, id, message)
+
+
 def not_in_union(local: IdTable, union: IdTable) -> Iterator[Problem]:
     """Every candidate of a local pool that the union pool lacks."""
     for place in np.flatnonzero(union.lacks(local.ids)).tolist():
         id = format_id(local.ids[place])
         message = f"candidate {id} is not in {union.name}"
         yield Problem(Kind.NOT_IN_UNION, local.name, int(local.lines[place]), id, message)
+
+
+def _lacked(ids: np.ndarray, tables: Sequence[IdTable]) -> np.ndarray:
+    """Bool, as long as `ids`: which ids none of the tables has."""
+    lost = np.ones(len(ids), bool)
+    for table in tables:
+        lost &= table.lacks(ids)
+    return lost
 
 
 def _within(ids: np.ndarray, ordered: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ _MEANINGS = {
     Kind.DANGLING_NEGATIVE: "A query's negative is in no pool of its split.",
     Kind.BROKEN_QRELS: "A line is not `qid 0 did relevance task`.",
     Kind.DANGLING_QRELS: "A qrels line names a query or a candidate that does not exist.",
-    Kind.NO_RELEVANT: "The qrels give a query no relevant candidate.",
+    Kind.NO_RELEVANT: "The qrels give a query no relevant candidate, or none in its own pool.",
     Kind.NOT_IN_UNION: "A candidate of a local pool is not in the test split's union pool.",
     Kind.BROKEN_INSTRUCTION: "A line of the instructions cannot be read, or repeats another.",
     Kind.MISSING_INSTRUCTION: "Queries of a kind have no line in the instructions.",

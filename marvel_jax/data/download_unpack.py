@@ -30,6 +30,12 @@ def is_unpacked(folder: Path, sizes: Mapping[str, int]) -> bool:
     return (folder / _MARK).is_file() and read_json(folder / _MARK) == dict(sizes)
 
 
+def bytes_unpacked(folder: Path) -> int:
+    """The bytes of the pictures that are in mbeir_images/ already, whole."""
+    files = (path for path in (folder / FOLDER).rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files if path.suffix != ".partial")
+
+
 def unpack(folder: Path, *, progress: Progress | None = None) -> int:
     """Writes the pictures to mbeir_images/; returns how many files the archive has.
 

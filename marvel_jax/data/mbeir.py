@@ -1,7 +1,8 @@
 """The M-BEIR layout on disk: queries, candidate pools, qrels and instructions, read lazily."""
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,8 @@ class TestSet:
       name: `emoji_task0`, as in the file names.
       queries: in the file's order.
       pool: the local pool; the global one is `MbeirFolder.pool`.
-      qrels: for each query id, the candidate ids that are relevant to it.
+      qrels: for each query id, the candidate ids that are relevant to it; some may be of another
+        data set and so in the global pool alone.
       k: hit@k is the main score.
     """
 
@@ -193,9 +195,11 @@ class MbeirFolder:
 
         Raises:
           MarvelError: a file is missing, a qrels line is broken or names a query or candidate that
-            does not exist, or a query has no relevant candidate.
+            does not exist, or a query has no relevant candidate in its local pool.
         """
-        return [self._test_set(path, split) for path in _jsonl_files(self.root / "query" / split)]
+        everything = functools.cache(lambda: IdTable(self.judged_pool(split).all, "did"))
+        paths = _jsonl_files(self.root / "query" / split)
+        return [self._test_set(path, split, everything) for path in paths]
 
     @cached_property
     def instructions(self) -> dict[InstructionKey, tuple[str, ...]]:
@@ -210,7 +214,7 @@ class MbeirFolder:
     def _instructions_file(self) -> Path:
         return self.root / "instructions" / "query_instructions.tsv"
 
-    def _test_set(self, path: Path, split: str) -> TestSet:
+    def _test_set(self, path: Path, split: str, everything: Callable[[], IdTable]) -> TestSet:
         match = _set_of(path, split)
         name = match["name"]
         queries = self._queries([path])
@@ -219,6 +223,7 @@ class MbeirFolder:
             self.root / "qrels" / split / f"mbeir_{name}_{split}_qrels.txt",
             queries=queries,
             pool=pool,
+            everything=everything,
         )
         dataset = queries[0].dataset if len(queries) else -1
         return TestSet(

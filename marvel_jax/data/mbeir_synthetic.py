@@ -1,14 +1,11 @@
 """A synthetic M-BEIR: all sixteen sets of the real one in its layout, of any size."""
 
-import csv
 import itertools
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +13,13 @@ from marvel_jax.data import mbeir_write, synthetic_scenes, tokenizer
 from marvel_jax.data.emoji import TOKENIZER_FOLDER
 from marvel_jax.data.items import TASKS
 from marvel_jax.data.mbeir_sets import SETS, MbeirSet
-from marvel_jax.data.synthetic_scenes import Scene
+from marvel_jax.data.synthetic_pairs import CAPTIONS_FILE as CAPTIONS_FILE
+from marvel_jax.data.synthetic_pairs import NLI_FILE as NLI_FILE
+from marvel_jax.data.synthetic_pairs import write_pairs
+from marvel_jax.data.synthetic_scenes import Scene, Scenes
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import atomic_folder, write_json, write_jsonl, write_text
+from marvel_jax.files import atomic_folder, write_json, write_jsonl
 
-NLI_FILE = "nli_for_simcse.csv"
-CAPTIONS_FILE = "cc3m-595k/train_anno.json"
 MANIFEST = "manifest.json"
 
 Progress = Callable[[str, int, int], None]  # (stage, done, in all)
@@ -31,6 +29,7 @@ _SPLITS = ("train", "val", "test")
 # make the 183 thousand copies among the 1.33 million rows of the real file.
 _UNIQUE = {"webqa": 0.33, "edis": 0.52, "nights": 0.32, "fashioniq": 0.32, "cirr": 0.52}
 _WITH_NEGATIVES = ("webqa", "edis")
+_BORROWERS = {"infoseek": "oven"}  # whose answers are answers of the other's queries too
 _MOST_RELEVANT = 20
 _LEAST_TRAIN, _LEAST_TEST = 8, 4
 _LEAST_POOL = 12  # of a set: the protocol looks at the first ten of each pool
@@ -118,7 +117,8 @@ def build(
     Names, ids, tasks, modalities, splits, pools (local, and global over all sets; MSCOCO's one for
     each split), instructions, qrels, the union file with copies of small sets' queries: all as in
     the real one, and in its proportions of queries, texts' lengths, pictures' shapes, answers a
-    query and queries an answer. Queries and answers show the same scene of coloured shapes, and
+    query and queries an answer. Query ids count from 1 in each split; OVEN and InfoSeek answer for
+    each other, too. Queries and answers show the same scene of coloured shapes, and
     in a set no test scene is a training scene, so there is something to learn. A few queries have
     negatives (WebQA, EDIS). A tokenizer for models from scratch lies beside. `with_pairs` adds
     sentence triplets and captioned pictures. The same arguments and versions give the same files.
@@ -138,13 +138,26 @@ def build(
         manifest = maker.finish()
         if with_pairs:
             report("pairs", 0, 1)
-            manifest["pairs"] = _write_pairs(folder, size, seed)
+            manifest["pairs"] = write_pairs(
+                folder,
+                count=max(_LEAST_TRAIN * 4, size.train // 2),
+                short_side=size.short_side,
+                seed=seed,
+            )
         texts = itertools.chain(
             tokenizer.TEMPLATE_TEXTS, *maker.instructions, maker.texts[:_TOKENIZER_TEXTS]
         )
         tokenizer.save(tokenizer.train(texts, vocabulary=_VOCABULARY), folder / TOKENIZER_FOLDER)
         write_json(folder / MANIFEST, manifest)
     return Built(Path(out), manifest)
+
+
+class _Loan(NamedTuple):
+    """A scene of one set that another asks for too: candidates of both, each in its own pool."""
+
+    scene: Scene
+    answers: list[str]  # of the lender
+    records: list[dict[str, Any]]  # of the borrower
 
 
 class _Maker:
@@ -157,9 +170,13 @@ class _Maker:
         self._table: list[mbeir_write.InstructionRow] = []
         self._unions: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
         self._pools: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
-        self._queries = {one.dataset: itertools.count(1) for one in SETS}
+        self._queries = {
+            (one.dataset, split): itertools.count(1) for one in SETS for split in _SPLITS
+        }
         self._candidates = {one.dataset: itertools.count(1) for one in SETS}
         self._pictures = itertools.count()
+        self._scenes: dict[str, Scenes] = {}
+        self._loans: dict[tuple[str, str], list[_Loan]] = {}
         self._counts: dict[str, dict[str, int]] = {}
 
     def make_set(self, number: int) -> None:
@@ -167,8 +184,7 @@ class _Maker:
         one = SETS[number]
         wanted = self._wanted(one)
         rng = np.random.default_rng([self.seed, number, 1])
-        most = sum(wanted.values()) * (2 + self.size.distractors) + 2 * _LEAST_POOL
-        scenes = _Scenes(most, rng)
+        scenes = self._scenes_of(one, rng)
         pools = {}
         for split in _SPLITS:
             queries, pools[split] = self._make_split(one, split, wanted[split], scenes, rng)
@@ -210,7 +226,7 @@ class _Maker:
         mbeir_write.write_instruction_table(self.folder, self._table)
         return {
             "format": "marvel-synthetic-mbeir",
-            "version": 2,
+            "version": 3,
             "seed": self.seed,
             "size": vars(self.size),
             "sets": self._counts,
@@ -236,18 +252,24 @@ class _Maker:
         one: MbeirSet,
         split: str,
         count: int,
-        scenes: "_Scenes",
+        scenes: Scenes,
         rng: np.random.Generator,
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(query records, candidate records)."""
-        sharing = max(1, round(one.test_queries * one.relevant / one.pool))
-        shown = [scenes.take() for _ in range(-(-count // sharing))]
-        pool: list[dict[str, Any]] = []
-        answers: list[list[str]] = []
-        for scene in shown:
+        sharing = _sharing(one)
+        loans = self._loans.get((one.full_name, split), [])
+        new = -(-count // sharing) - len(loans)
+        shown = [*(loan.scene for loan in loans), *(scenes.take() for _ in range(new))]
+        pool = [record for loan in loans for record in loan.records]
+        answers = [[*(one["did"] for one in loan.records), *loan.answers] for loan in loans]
+        for scene in shown[len(loans) :]:
             relevant = min(1 + int(rng.poisson(one.relevant - 1)), _MOST_RELEVANT)
-            made = [self._candidate(one, split, scene, rng) for _ in range(relevant)]
-            answers.append([record["did"] for record in made])
+            lent = self._lend(one, split, scene, relevant // 2, rng)
+            made = [
+                self._candidate(one, split, scene, rng) for _ in range(relevant - len(lent.records))
+            ]
+            lent.answers.extend(record["did"] for record in made)
+            answers.append([*lent.answers, *(record["did"] for record in lent.records)])
             pool += made
         ratio = one.pool / one.test_queries - one.relevant / sharing
         if split == "train":  # the real training pool is hardly more than what is asked for
@@ -265,6 +287,30 @@ class _Maker:
             queries.append(self._query(one, split, shown[group], answers[group], negatives, rng))
         return queries, pool
 
+    def _scenes_of(self, one: MbeirSet, rng: np.random.Generator) -> Scenes:
+        """A set's scenes; a borrower goes on with its lender's, so that none comes twice."""
+        if one.name in _BORROWERS:
+            return self._scenes[f"{_BORROWERS[one.name]}_task{one.task}"]
+        both = [one, *filter(None, [_borrower(one)])]
+        wanted = sum(sum(self._wanted(each).values()) for each in both)
+        most = wanted * (2 + self.size.distractors) + 2 * _LEAST_POOL * len(both)
+        return self._scenes.setdefault(one.full_name, Scenes(most, rng))
+
+    def _lend(
+        self, one: MbeirSet, split: str, scene: Scene, count: int, rng: np.random.Generator
+    ) -> _Loan:
+        """Candidates of another set that answer a scene too; of half its scenes, then none."""
+        loan = _Loan(scene, [], [])
+        borrower = _borrower(one)
+        if borrower is not None and count:
+            loans = self._loans.setdefault((borrower.full_name, split), [])
+            asked_for = -(-self._wanted(borrower)[split] // _sharing(borrower))
+            if len(loans) < -(-asked_for // 2):
+                records = [self._candidate(borrower, split, scene, rng) for _ in range(count)]
+                loan.records.extend(records)
+                loans.append(loan)
+        return loan
+
     def _query(
         self,
         one: MbeirSet,
@@ -280,7 +326,7 @@ class _Maker:
         elif one.task in (6, 8):
             core = f"what is beside the {scene.things[0].shape}"
         return mbeir_write.query_record(
-            f"{one.dataset}:{next(self._queries[one.dataset])}",
+            f"{one.dataset}:{next(self._queries[one.dataset, split])}",
             task=one.task,
             text=self._text(one.asks, core, rng),
             image=self._picture(one, split, scene, rng, TASKS[one.task].query_modality),
@@ -316,29 +362,21 @@ class _Maker:
         return path
 
 
+def _borrower(one: MbeirSet) -> MbeirSet | None:
+    """The set of the same task whose queries this set's candidates answer too."""
+    both = ((other, _BORROWERS.get(other.name)) for other in SETS if other.task == one.task)
+    return next((other for other, lender in both if lender == one.name), None)
+
+
+def _sharing(one: MbeirSet) -> int:
+    """Queries that have the same answers."""
+    return max(1, round(one.test_queries * one.relevant / one.pool))
+
+
 def _named(queries: list[dict[str, Any]], pool: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The candidates that queries name."""
     named = {did for one in queries for did in one["pos_cand_list"] + one["neg_cand_list"]}
     return [record for record in pool if record["did"] in named]
-
-
-class _Scenes:
-    """Scenes that do not come again, with as few things as give enough of them."""
-
-    def __init__(self, count: int, rng: np.random.Generator) -> None:
-        self._things = next(
-            things for things in range(2, 9) if count <= synthetic_scenes.count_scenes(things)
-        )
-        self._count = synthetic_scenes.count_scenes(self._things)
-        self._place = int(rng.integers(self._count))
-        # Steps of a size without a common divisor lead through all before one comes again.
-        steps = (int(rng.integers(self._count)) for _ in itertools.count())
-        self._step = next(step for step in steps if math.gcd(step, self._count) == 1)
-
-    def take(self) -> Scene:
-        """The next one."""
-        self._place = (self._place + self._step) % self._count
-        return synthetic_scenes.scene(self._place, things=self._things)
 
 
 def _prompts(one: MbeirSet) -> tuple[str, ...]:
@@ -350,50 +388,3 @@ def _prompts(one: MbeirSet) -> tuple[str, ...]:
         f"Pick out the {noun} {wanted} that fits the {asked}.",
         f"From the {asked}, look up the right {noun} {wanted}.",
     )
-
-
-def _write_pairs(folder: Path, size: Size, seed: int) -> dict[str, int]:
-    """Sentence triplets in SimCSE's csv, and captioned pictures as CC3M-595K lists them."""
-    rng = np.random.default_rng([seed, 3])
-    count = max(_LEAST_TRAIN * 4, size.train // 2)
-    scenes = _Scenes(3 * count, rng)
-    text = _CsvText()
-    rows = csv.writer(text)
-    rows.writerow(["sent0", "sent1", "hard_neg"])
-    for _ in range(count):
-        scene = scenes.take()
-        other, _ = synthetic_scenes.changed(scene, rng)
-        said, true = (
-            synthetic_scenes.write("caption", str(scene), scale=1.0, rng=rng) for _ in range(2)
-        )
-        false = synthetic_scenes.write("caption", str(other), scale=1.0, rng=rng)
-        rows.writerow([said, true, false])
-    write_text(folder / NLI_FILE, "".join(text.lines))
-    entries = {}
-    for number in range(count):
-        scene = scenes.take()
-        path = folder / CAPTIONS_FILE
-        picture = Path("images") / f"{number:08d}.jpg"
-        (path.parent / picture).parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / picture).write_bytes(
-            synthetic_scenes.draw(scene, short_side=size.short_side, rng=rng)
-        )
-        caption = synthetic_scenes.write("caption", str(scene), scale=1.0, rng=rng)
-        entries[f"{number:08d}"] = {
-            "h5v": picture.as_posix(),
-            "h5a": "",
-            "text": "",
-            "instruct_ans": [caption],
-        }
-    write_text(folder / CAPTIONS_FILE, json.dumps(entries, ensure_ascii=False))
-    return {"nli": count, "captions": count}
-
-
-class _CsvText:
-    """What csv.writer writes to."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def write(self, line: str) -> None:
-        self.lines.append(line)

@@ -1,6 +1,8 @@
 """Small scenes of coloured shapes, as pictures and as words that say the same."""
 
 import io
+import itertools
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -154,3 +156,20 @@ def write(kind: TextKind, core: str, *, scale: float, rng: np.random.Generator) 
         return " ".join([core, *words]) + "?"
     sentences = [words[place : place + 12] for place in range(0, len(words), 12)]
     return ". ".join([core, *(" ".join(sentence) for sentence in sentences)]) + "."
+
+
+class Scenes:
+    """Scenes that do not come again, with as few things as give `count` of them."""
+
+    def __init__(self, count: int, rng: np.random.Generator) -> None:
+        self._things = next(things for things in range(2, 9) if count <= count_scenes(things))
+        self._count = count_scenes(self._things)
+        self._place = int(rng.integers(self._count))
+        # Steps of a size without a common divisor lead through all before one comes again.
+        steps = (int(rng.integers(self._count)) for _ in itertools.count())
+        self._step = next(step for step in steps if math.gcd(step, self._count) == 1)
+
+    def take(self) -> Scene:
+        """The next one."""
+        self._place = (self._place + self._step) % self._count
+        return scene(self._place, things=self._things)

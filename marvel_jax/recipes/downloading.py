@@ -32,7 +32,10 @@ def download_mbeir(folder: Path, *, only: Sequence[str], unpack: bool) -> Outcom
         files, archive = tuple(file for file in files if file not in archive), []
     # JPEGs in an archive are hardly smaller than on disk.
     unpacked = sum(file.size for file in archive)
-    needed = _say_disk(listing, files, folder, extra=unpacked if unpack else 0)
+    extra = 0
+    if unpack and archive:  # an interrupted run goes on beside what it has written
+        extra = max(0, unpacked - download_unpack.bytes_unpacked(folder))
+    needed = _say_disk(listing, files, folder, extra=extra)
     pictures = 0
     with _bar() as progress:
         download.fetch(listing, files, folder, progress=progress)

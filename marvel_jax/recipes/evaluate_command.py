@@ -13,7 +13,7 @@ from marvel_jax.models import hub
 from marvel_jax.recipes.evaluation import evaluate_embedder, save, score_table
 from marvel_jax.recipes.outcome import Outcome
 from marvel_jax.recipes.paraphrases import score_paraphrases
-from marvel_jax.recipes.reranking import RerankOptions, given_weights, rerank_evaluation
+from marvel_jax.recipes.reranking import RerankOptions, check_options, rerank_evaluation
 from marvel_jax.reranker_settings import RerankerSettings
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.protocols import Evaluation
@@ -76,7 +76,7 @@ def evaluate_model(
 
     layout = MbeirFolder(data)
     if reranker is not None:  # what cannot be used is told before anything is encoded
-        given_weights(reranker.options, [])
+        check_options(reranker.options, layout)
         RerankerSettings.read(hub.resolve(reranker.model), prompt=reranker.prompt)
     embedder = Embedder.from_pretrained(model, dtype=compute)
     evaluated = evaluate_embedder(

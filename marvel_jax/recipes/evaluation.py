@@ -11,10 +11,11 @@ from marvel_jax.data.mbeir import MbeirFolder, TestSet
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.recipes import evaluation_inputs as inputs
-from marvel_jax.retrieval import evaluation_folder
+from marvel_jax.retrieval import evaluation_folder, retrieval_sets
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates
 from marvel_jax.retrieval.protocols import DEPTH, Evaluation, Rankings, RetrievalSet, evaluate
+from marvel_jax.retrieval.retrieval_sets import QueryVectors
 from marvel_jax.retrieval.scann_index import ScannIndex, ScannUnavailableError
 from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.retrieval.store_types import StoreType
@@ -118,6 +119,7 @@ def evaluate_embedder(
     if known:
         say(f"{len(known)} of {len(sets)} sets were searched before")
     choice = f"one of the task's instructions, by the query's id and seed {seed}"
+    known |= _searched(workdir, sets, vectors, store, missing, origins, but=known, say=say)
     evaluation = evaluate(
         list(sets.values()),
         vectors,
@@ -128,7 +130,6 @@ def evaluate_embedder(
         missing=missing,
         rankings=known,
         seed=seed,
-        progress=lambda what: say(f"searching, {what}"),
     )
     about = {
         "model": model or "",
@@ -149,6 +150,49 @@ def evaluate_embedder(
     evaluated = Evaluated(evaluation, store, sets, test_sets, about, missing, origins)
     save(workdir, evaluated)
     return evaluated
+
+
+def _searched(
+    workdir: Path,
+    sets: Mapping[str, RetrievalSet],
+    vectors: Mapping[str, QueryVectors],
+    store: VectorStore,
+    missing: frozenset[str],
+    origins: Mapping[str, str],
+    *,
+    but: Mapping[str, Rankings],
+    say: Say,
+) -> dict[str, Rankings]:
+    """Searches the sets that were not, and writes their rankings at once: what follows (intervals,
+    ScaNN) may fail or be killed without losing hours of search.
+    """
+    rows = {
+        name: retrieval_sets.rows_of(one, store, missing=missing)
+        for name, one in sets.items()
+        if name not in but
+    }
+    if not rows:
+        return {}
+    found = retrieval_sets.search(
+        [sets[name] for name in rows],
+        vectors,
+        store,
+        rows,
+        progress=lambda what: say(f"searching, {what}"),
+    )
+    evaluation_folder.begin(workdir)
+    for name, rankings in found.items():
+        evaluation_folder.write_rankings(
+            workdir,
+            name,
+            k=sets[name].k,
+            query_ids=sets[name].query_ids,
+            retrieved=rankings,
+            relevant=rows[name].relevant,
+            relevant_local=rows[name].relevant_local,
+            origin=origins[name],
+        )
+    return found
 
 
 def save(
@@ -172,6 +216,7 @@ def save(
             query_ids=one.query_ids,
             retrieved=evaluation.rankings[name],
             relevant=evaluation.rows[name].relevant,
+            relevant_local=evaluation.rows[name].relevant_local,
             reranked=(reranked or {}).get(name),
             origin=evaluated.origins[name],
         )

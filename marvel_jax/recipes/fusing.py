@@ -21,7 +21,7 @@ def fit_and_judge(stage: Fuse) -> dict[str, Any]:
         weights = fit(read_sets(stage.validation[pool]), form=stage.form, scope=stage.scope)
         report = compare(read_sets(judged), weights, seed=stage.seed)
         pools[pool] = {
-            "weights": weights.to_dict(),
+            "weights": weights.to_file(),
             "sets": [
                 {name: _plain(value) for name, value in vars(one).items()}
                 | {"verdict": one.verdict}

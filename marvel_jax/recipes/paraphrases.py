@@ -151,8 +151,10 @@ def score_paraphrases(
         )
         for one in left:
             hits = [
-                float(metrics.judge(ranking.indices, rows[one.name].relevant).hit(one.k).mean())
-                for ranking in rankings[one.name]
+                float(metrics.judge(ranking.indices, relevant).hit(one.k).mean())
+                for ranking, relevant in zip(
+                    rankings[one.name], rows[one.name].by_pool, strict=True
+                )
             ]
             known.add(one.name, origins[one.name], hits)
         known.keep({name: (number, origins[name]) for name in asked})

@@ -9,6 +9,7 @@ import numpy as np
 from marvel_jax.data.keyed_lines import KeyedWriter, pool_hash, queries_hash
 from marvel_jax.data.mbeir import MbeirFolder, MbeirSource, TestSet
 from marvel_jax.data.mined import KIND, VERSION
+from marvel_jax.data.records import IdTable
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.recipes.evaluation import Ticker
@@ -50,6 +51,7 @@ def write_lists(
         raise MarvelError(f"{layout.root}: {count - len(ids)} queries of {split} occur twice.")
     pool = SearchedPool.encode(embedder, layout.judged_pool(split), vectors, say=say)
     modality = {candidate.id: candidate.modality for candidate in source.candidates}
+    pools = {one.name: IdTable(one.pool, "did") for one in sets}
     for name in POOLS:
         if out[name].exists():
             continue
@@ -72,8 +74,10 @@ def write_lists(
                 rows = np.arange(start, min(start + _BLOCK, len(queries)))
                 left = [row for row in rows.tolist() if queries.ids[row] not in done]
                 if left:
-                    found = _lines(one, queries, np.array(left), pool, chosen, depth, modality)
-                    writer.append(found)
+                    own = pools[one.name] if name == "local" else None
+                    writer.append(
+                        _lines(one, queries, np.array(left), pool, chosen, own, depth, modality)
+                    )
         writer.finish({"counts": {"queries": count}})
     return count
 
@@ -99,6 +103,7 @@ def _lines(
     rows: np.ndarray,
     pool: SearchedPool,
     chosen: Rows | None,
+    own: IdTable | None,
     depth: int,
     modality: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
@@ -106,7 +111,9 @@ def _lines(
     found = pool.nearest(vectors, depth, among=chosen)
     for row, vector, (ids, scores) in zip(rows.tolist(), vectors, found, strict=True):
         query = test_set.queries[row]
-        best = pool.vectors(sorted(test_set.qrels[query.id])) @ vector
+        answers = sorted(test_set.qrels[query.id])
+        there = [id for id in answers if own is None or own.find(id) is not None]
+        best = pool.vectors(there) @ vector
         right = [place for place, id in enumerate(ids, start=1) if id in test_set.qrels[query.id]]
         yield {
             "qid": query.id,

@@ -137,7 +137,8 @@ def analyse(
         obedience=obeyed,
         copies=collapsed,
         published=beside(
-            [SetSize(one.name, one.num_queries, one.local_pool.size) for one in scores.sets]
+            [SetSize(one.name, one.num_queries, one.local_pool.size) for one in scores.sets],
+            global_size=scores.sets[0].global_pool.size,
         ),
         against=compared,
         reranked=_reranked(folder, scores, sets, seed=seed),

@@ -1,5 +1,6 @@
 """A reranker on top of an evaluation: what it says of the lists, its weight, what it costs."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from marvel_jax.recipes.evaluation import Evaluated, Say, Ticker
 from marvel_jax.recipes.reranked_lists import judge
 from marvel_jax.recipes.stages import Judged
 from marvel_jax.retrieval.embedder import Embedder
-from marvel_jax.retrieval.fusion import FusionWeights, fit
+from marvel_jax.retrieval.fusion import FusionWeights, fit, query_key
 from marvel_jax.retrieval.rerank import Reranker
 from marvel_jax.retrieval.rerank_lists import rerank
 from marvel_jax.retrieval.reranked_scores import (
@@ -52,7 +53,7 @@ class RerankOptions:
         if self.fit_split == "test":
             raise MarvelError(
                 "--fit-split test: the weight would be judged on the queries that it was fitted "
-                "on. Fit it on val, or on a part of the training queries."
+                "on. Fit it on val."
             )
         if self.top < 1:
             raise MarvelError(f"--top {self.top}: rerank 1 result or more.")
@@ -81,6 +82,33 @@ def given_weights(options: RerankOptions, names: Sequence[str]) -> dict[Pool, Fu
                 one.of(name)
         return weights
     return dict.fromkeys(POOLS, fixed_weights(share, names))
+
+
+def check_options(options: RerankOptions, layout: MbeirFolder) -> None:
+    """Refuses, before anything is encoded, weights that cannot be used for the test sets.
+
+    Raises:
+      MarvelError: what `given_weights` refuses, `fit_split` lacks a test set, or a weight is, or
+        would be, fitted on queries that are judged.
+    """
+    tests = layout.test_sets()
+    names = [one.name for one in tests]
+    weights = given_weights(options, names)
+    if weights is None:
+        fitting = layout.test_sets(str(options.fit_split))
+        lost = [name for name in names if name not in {one.name for one in fitting}]
+        if lost:
+            raise MarvelError(
+                f"--fit-split {options.fit_split}: {layout.root} has no such queries of "
+                f"{', '.join(lost)}, so no weight can be fitted for them. Give --weights."
+            )
+        keys = frozenset(query_key(query) for one in fitting for query in one.queries)
+        of_nothing = fixed_weights(PAPER_WEIGHT, names)
+        weights = dict.fromkeys(POOLS, dataclasses.replace(of_nothing, fitted_on=keys))
+    for one in tests:
+        for fitted in weights.values():
+            ids = [query.id for query in one.queries] if fitted.fitted_on else []
+            fitted.refuse_fitted(one.name, ids, map(query_key, one.queries))
 
 
 def rerank_evaluation(
@@ -134,6 +162,10 @@ def rerank_evaluation(
         judgements,
         weights,
         cost=cost,
+        query_keys={
+            name: [query_key(query) for query in one.queries]
+            for name, one in evaluated.test_sets.items()
+        },
         seed=seed,
     )
 
@@ -191,19 +223,10 @@ def _fitted(
 def _read_weights(path: Path) -> dict[Pool, FusionWeights]:
     found: Any = read_json_object(path).get("pools")
     try:
-        return {
-            pool: FusionWeights(
-                form=found[pool]["weights"]["form"],
-                scope=found[pool]["weights"]["scope"],
-                weights=dict(found[pool]["weights"]["weights"]),
-                score=dict(found[pool]["weights"]["validation_score"]),
-                grid=tuple(found[pool]["weights"]["grid"]),
-                fitted_on=frozenset(),
-            )
-            for pool in POOLS
-        }
+        return {pool: FusionWeights.from_dict(found[pool]["weights"]) for pool in POOLS}
     except (KeyError, TypeError) as error:
         raise MarvelError(
-            f"{path} holds no fitted weights of the local and the global pool ({error!r}): name "
-            "the fusion.json of a `marvel run`, give a number, or fit with --fit-split."
+            f"{path} holds no fitted weights of the local and the global pool with the queries "
+            f"that they were fitted on ({error!r}): name the fusion.json of a `marvel run` (run "
+            "its stage again if it is older), give a number, or fit with --fit-split."
         ) from error

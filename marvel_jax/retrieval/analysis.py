@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class JudgedSet:
       wanted: the modality that the instruction asks for.
       query_ids: Q of them.
       relevant: for each query, the rows of its right answers in the store, each once.
+      relevant_local: those of them in the set's own pool; None is all of them.
       local: TopK over rows of the store, from the set's own pool; the list may be longer than k.
       union: the same from the pool of everything.
       pool: how many candidates the set's own pool has.
@@ -39,10 +41,11 @@ class JudgedSet:
     local: TopK
     union: TopK
     pool: int
+    relevant_local: Sequence[np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         counts = {len(self.query_ids), len(self.relevant)}
-        counts |= {len(self.local.indices), len(self.union.indices)}
+        counts |= {len(self.local.indices), len(self.union.indices), len(self.answers("local"))}
         if len(counts) != 1 or 0 in counts:
             raise MarvelError(
                 f"{self.name}: {len(self.query_ids)} queries, answers for {len(self.relevant)}, "
@@ -56,9 +59,15 @@ class JudgedSet:
                 f"{self.k}. Evaluate again."
             )
 
+    def answers(self, pool: Literal["local", "global"]) -> Sequence[np.ndarray]:
+        """For each query, the rows of its right answers in a pool."""
+        if pool == "global" or self.relevant_local is None:
+            return self.relevant
+        return self.relevant_local
+
     def hits(self) -> tuple[np.ndarray, np.ndarray]:
         """Float64 [Q] twice: hit@k in the own pool and in the pool of everything."""
-        local = hit_at_k(self.local.indices, self.relevant, self.k)
+        local = hit_at_k(self.local.indices, self.answers("local"), self.k)
         return local, hit_at_k(self.union.indices, self.relevant, self.k)
 
 

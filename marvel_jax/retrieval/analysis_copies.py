@@ -78,11 +78,15 @@ def copies(sets: Sequence[JudgedSet], candidates: Candidates, *, seed: int = 0) 
     found = []
     for number, one in enumerate(sets):
         draws = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        for pool in ("local", "global"):
-            ranking = one.local if pool == "local" else one.union
-            pairs = _alike(ranking, one.relevant, k=one.k)
+        lists: tuple[tuple[Literal["local", "global"], TopK], ...] = (
+            ("local", one.local),
+            ("global", one.union),
+        )
+        for pool, ranking in lists:
+            relevant = one.answers(pool)
+            pairs = _alike(ranking, relevant, k=one.k)
             same = same_pairs(pairs, candidates.store, content=candidates.content)
-            standard, collapsed, touched = collapse(ranking, one.relevant, k=one.k, same=same)
+            standard, collapsed, touched = collapse(ranking, relevant, k=one.k, same=same)
             found.append(
                 CopyScores(
                     name=one.name,

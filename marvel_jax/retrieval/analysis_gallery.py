@@ -61,7 +61,9 @@ def gallery(
     _, hits = one.hits()
     rng = np.random.default_rng(seed)
     right, wrong = np.flatnonzero(hits > 0), np.flatnonzero(hits == 0)
-    drawn = [rng.permutation(some)[:count].tolist() for some in (right, wrong)]
+    # A query without results could not be read, so it cannot be shown either.
+    shown_wrong = wrong[one.union.indices[wrong, 0] >= 0]
+    drawn = [rng.permutation(some)[:count].tolist() for some in (right, shown_wrong)]
     well, badly = (
         tuple(make_example(one, number, candidates, query=query, shown=shown) for number in some)
         for some in drawn

@@ -24,7 +24,8 @@ class SetObedience:
     local, union: the main score in the two pools, and `drop` their difference over the same
     queries. It is the sum of two parts: `to_modality`, what leaving out every result of another
     modality would win back, and `to_datasets`, the rest: candidates of the right modality that
-    the local pool does not have.
+    the local pool does not have. A right answer that only the pool of everything has (OVEN and
+    InfoSeek answer for each other) wins hits there: it makes them smaller, even negative.
     unsure: queries of which the stored results hold fewer than k of the wanted modality and no
     right one, so that `to_modality` may be larger by up to their share.
     """

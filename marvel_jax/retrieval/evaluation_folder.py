@@ -13,6 +13,7 @@ A file of rankings holds, for Q queries and lists of K = 50 results:
                     [Q, K] int32 and float32; -1 and -inf where a list ends before K
     relevant_rows, relevant_counts
                     the right answers: rows of all queries one after the other, how many each has
+    relevant_local  bool, as long as relevant_rows: which of them are in the set's own pool
     reranked_local_rows, fused_global_scores, ...
                     after a reranker: the same lists by P(Yes) alone, and by the fused score
     origin          a hash of what the lists were made from; other lists are not used again
@@ -31,7 +32,7 @@ from marvel_jax.files import read_json_object, write_json
 from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.retrieval_sets import Rankings
 
-VERSION = 1
+VERSION = 2
 ABOUT, SCORES = "evaluation.json", "scores.json"
 ORDERS = ("reranked", "fused")
 """The orders besides the retrieval's that a file of rankings may hold."""
@@ -41,7 +42,8 @@ class SetRankings(NamedTuple):
     """The content of one file of rankings.
 
     relevant: for each query the rows of its right answers; one behind the store's last row has no
-    vector. reranked: by name of the order ("reranked", "fused"), empty without a reranker.
+    vector. relevant_local: those in the set's own pool. reranked: by name of the order
+    ("reranked", "fused"), empty without a reranker.
     """
 
     name: str
@@ -49,6 +51,7 @@ class SetRankings(NamedTuple):
     query_ids: list[str]
     retrieved: Rankings
     relevant: list[np.ndarray]
+    relevant_local: list[np.ndarray]
     reranked: Mapping[str, Rankings]
     origin: str
 
@@ -141,16 +144,24 @@ def write_rankings(
     query_ids: Sequence[str],
     retrieved: Rankings,
     relevant: Sequence[np.ndarray],
+    relevant_local: Sequence[np.ndarray] | None = None,
     reranked: Mapping[str, Rankings] | None = None,
     origin: str,
 ) -> None:
-    """Writes the file of one set under a temporary name and renames it."""
+    """Writes the file of one set under a temporary name and renames it.
+
+    `relevant_local` has those of `relevant` that are in the set's own pool; None is all of them.
+    """
+    local = relevant if relevant_local is None else relevant_local
     arrays: dict[str, np.ndarray] = {
         "query_ids": np.array(query_ids, np.str_),
         "k": np.array(k),
         "origin": np.array(origin),
         "relevant_rows": np.concatenate(relevant).astype(np.int64),
         "relevant_counts": np.array([len(rows) for rows in relevant], np.int32),
+        "relevant_local": np.concatenate(
+            [np.isin(rows, own) for rows, own in zip(relevant, local, strict=True)]
+        ),
     }
     for prefix, rankings in (("", retrieved), *(reranked or {}).items()):
         stem = f"{prefix}_" if prefix else ""
@@ -183,12 +194,17 @@ def read_rankings(path: Path | str, name: str) -> SetRankings:
         ) from error
     try:
         counts = arrays["relevant_counts"]
+        relevant, local = (
+            np.split(arrays[key], np.cumsum(counts)[:-1])
+            for key in ("relevant_rows", "relevant_local")
+        )
         found = SetRankings(
             name=name,
             k=int(arrays["k"]),
             query_ids=arrays["query_ids"].tolist(),
             retrieved=_both(arrays, ""),
-            relevant=np.split(arrays["relevant_rows"], np.cumsum(counts)[:-1]),
+            relevant=relevant,
+            relevant_local=[rows[own] for rows, own in zip(relevant, local, strict=True)],
             reranked={
                 order: _both(arrays, f"{order}_")
                 for order in ORDERS

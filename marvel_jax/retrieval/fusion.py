@@ -1,19 +1,21 @@
 """Recall and reranker joined into one score: the weight fitted on validation, judged on test.
 
 A weight never comes from the queries that it is judged on: what was fitted remembers its queries,
-and judging refuses to meet one of them again.
+in its file too, and judging refuses to meet one of them again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from marvel_jax.data.items import RetrievalSource
+from marvel_jax.data.items import Image, Query, RetrievalSource, Video
 from marvel_jax.data.teacher import TeacherLists
 from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_json
 from marvel_jax.retrieval import metrics
 from marvel_jax.retrieval.metrics import Interval
 
@@ -35,7 +37,8 @@ class Reranked:
 
     k: the cut of the set's score, hit@k. candidates: int [Q, K] rows of the corpus, -1 = none at
     the end of a list. recall: float [Q, K] cosines. p_yes: float [Q, K] P(Yes). relevant: each
-    query's right answers, as rows.
+    query's right answers, as rows. keys: `query_key` of each, what tells it from others; None takes
+    the set's name and the id.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Reranked:
     recall: np.ndarray
     p_yes: np.ndarray
     relevant: Sequence[np.ndarray]
+    keys: Sequence[str] | None = None
 
     @classmethod
     def of(
@@ -79,6 +83,7 @@ class Reranked:
                 np.array([source.candidate_index(one) for one in query.positives])
                 for query in queries
             ],
+            keys=[query_key(query) for query in queries],
         )
 
     def __post_init__(self) -> None:
@@ -95,14 +100,37 @@ class Reranked:
             )
         if not 1 <= self.k <= shape[1]:
             raise MarvelError(f"{self.name}: hit@{self.k} of lists of {shape[1]} candidates.")
+        if self.keys is not None and len(self.keys) != queries:
+            raise MarvelError(f"{self.name}: {queries} queries, but {len(self.keys)} keys of them.")
         there = self.candidates >= 0
         if not np.isfinite(np.where(there, self.recall + self.p_yes, 0.0)).all():
             raise MarvelError(f"{self.name}: a similarity or P(Yes) is not finite.")
 
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """What each query is told from others by."""
+        own = (f"{self.name}:{id}" for id in self.query_ids)
+        return tuple(own if self.keys is None else self.keys)
+
+
+def query_key(query: Query) -> str:
+    """A hash of what a query is: data set, task, words, pictures by file name, right answers.
+
+    Ids tell nothing: M-BEIR counts queries from 1 in every split. Neither do words alone: captions
+    repeat, with other answers. The folder of a picture may be a copy, so it does not count.
+    """
+    parts = [part if isinstance(part, str) else _file_name(part) for part in query.item.parts]
+    return hash_json([query.dataset, query.task.id, parts, sorted(query.positives)])
+
+
+def _file_name(visual: Image | Video) -> list[str]:
+    named = isinstance(visual.source, str | Path)
+    return [Path(str(visual.source)).name if named else visual.describe()]
+
 
 @dataclass(frozen=True)
 class FusionWeights:
-    """What `fit` found. `fitted_on` holds the validation queries as "set:query"."""
+    """What `fit` found. `fitted_on` holds what the validation queries are (`query_key`)."""
 
     form: Form
     scope: Scope
@@ -126,6 +154,41 @@ class FusionWeights:
                 "for all with scope='global'."
             )
         return self.weights[name]
+
+    def refuse_fitted(self, name: str, query_ids: Sequence[str], keys: Iterable[str]) -> None:
+        """Refuses to be judged on queries of the set `name` that it was fitted on.
+
+        Raises:
+          MarvelError: one of the keys is of a query that it was fitted on.
+        """
+        if not self.fitted_on:
+            return
+        shared = [id for id, key in zip(query_ids, keys, strict=True) if key in self.fitted_on]
+        if shared:
+            raise MarvelError(
+                f"{name}: {len(shared)} of {len(query_ids)} queries were used to fit the weight "
+                f"({', '.join(shared[:5])}): judge on a split of other queries."
+            )
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "FusionWeights":
+        """From what `to_file` made.
+
+        Raises:
+          KeyError, TypeError: it is not that.
+        """
+        return cls(
+            form=found["form"],
+            scope=found["scope"],
+            weights=dict(found["weights"]),
+            score=dict(found["validation_score"]),
+            grid=tuple(found["grid"]),
+            fitted_on=frozenset(found["fitted_on"]),
+        )
+
+    def to_file(self) -> dict[str, Any]:
+        """As JSON has it, with what the queries are: 20 bytes each."""
+        return {**self.to_dict(), "fitted_on": sorted(self.fitted_on)}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; of the queries their number."""
@@ -259,7 +322,7 @@ def fit(
         weights={name: tried[place] for name, place in zip(names, best, strict=True)},
         score={name: float(hits[row, best[row]]) for row, name in enumerate(names)},
         grid=tuple(sorted(tried)),
-        fitted_on=frozenset(f"{one.name}:{id}" for one in validation for id in one.query_ids),
+        fitted_on=frozenset(key for one in validation for key in one.identities),
     )
 
 
@@ -278,12 +341,7 @@ def compare(
     found: list[Comparison] = []
     means: list[np.ndarray] = []
     for number, one in enumerate(test):
-        shared = [id for id in one.query_ids if f"{one.name}:{id}" in weights.fitted_on]
-        if shared:
-            raise MarvelError(
-                f"{one.name}: {len(shared)} of {len(one.query_ids)} queries were used to fit the "
-                f"weight ({', '.join(shared[:5])}): judge on a split of other queries."
-            )
+        weights.refuse_fitted(one.name, one.query_ids, one.identities)
         weight = weights.of(one.name)
         before = _hits(one, weight=_RECALL_ALONE[weights.form], form=weights.form)
         after = _hits(one, weight=weight, form=weights.form)

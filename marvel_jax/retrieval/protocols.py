@@ -5,6 +5,9 @@ the candidates of every pool. The score of a set is hit@k (k = 5, or 10 for Fash
 FashionIQ), the score of a benchmark the plain mean over sets. In the global pool an answer of
 another modality than was asked for is a miss. (UniIR, Wei et al., 2024.)
 
+An answer may be another data set's candidate (OVEN and InfoSeek share many): right in the global
+pool, and none of the local one, whose recall, MRR, mAP and NDCG count the answers that it holds.
+
 Beside it stand hit and recall at 1, 5, 10 and 50, MRR and mAP over the 50 results that are kept,
 and NDCG@10. A pool of fewer candidates gives shorter lists; what is not there is not found.
 """
@@ -179,12 +182,14 @@ def evaluate(
     draws: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for number, one in enumerate(sets):
         found, set_seed = rankings[one.name], seed_of(seed, number)
-        pool, relevant = rows[one.name]
-        judged = [metrics.judge(ranking.indices, relevant) for ranking in found]
-        findable = np.array([np.count_nonzero(answers < len(store)) for answers in relevant])
+        pool, answers = rows[one.name].pool, rows[one.name].by_pool
+        judged = [
+            metrics.judge(ranking.indices, relevant)
+            for ranking, relevant in zip(found, answers, strict=True)
+        ]
         pools = [
-            score_pool(right, size=size, k=one.k, seed=set_seed, findable=findable)
-            for right, size in zip(judged, (len(pool), len(store)), strict=True)
+            score_pool(right, size=size, k=one.k, seed=set_seed, findable=_findable(some, store))
+            for right, size, some in zip(judged, (len(pool), len(store)), answers, strict=True)
         ]
         wrong = wrong_modality(one, found.global_pool.indices, store, modality_of)
         unseen = set(missing).intersection(one.pool) if missing else set()
@@ -244,6 +249,10 @@ def score_pool(
         ndcg=interval(judged.ndcg(NDCG_CUT)),
         average_precision=interval(judged.average_precision(cuts[-1])),
     )
+
+
+def _findable(relevant: Sequence[np.ndarray], store: VectorStore) -> np.ndarray:
+    return np.array([np.count_nonzero(answers < len(store)) for answers in relevant])
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from marvel_jax.data.mbeir_counts import UNION_TEST_POOL
 from marvel_jax.data.mbeir_sets import SETS
 from marvel_jax.files import read_json
 
@@ -119,14 +120,21 @@ def published_names(sizes: Sequence[SetSize]) -> tuple[str, ...]:
     )
 
 
-def beside(sizes: Sequence[SetSize]) -> tuple[Beside, ...]:
-    """The published tables that may stand beside an evaluation of these sets; often none."""
+def beside(sizes: Sequence[SetSize], *, global_size: int) -> tuple[Beside, ...]:
+    """The published tables that may stand beside an evaluation of these sets; often none.
+
+    Those of the global pool need it whole: `global_size` within a thousandth of the published one.
+    """
     names = published_names(sizes)
     if not names:
         return ()
     cut = []
     for table in published_tables():
         if table.pool is None or not set(names) <= set(table.sets):
+            continue
+        if table.pool == "global" and abs(global_size - UNION_TEST_POOL) > (
+            _POOL_SLACK * UNION_TEST_POOL
+        ):
             continue
         means = {
             system.name: sum(system.scores[name] for name in names) / len(names)

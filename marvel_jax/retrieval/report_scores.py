@@ -74,6 +74,7 @@ def judged_sets(
                 wanted=_WANTED[scores.task],
                 query_ids=ranked.query_ids,
                 relevant=ranked.relevant,
+                relevant_local=ranked.relevant_local,
                 local=lists.local_pool,
                 union=lists.global_pool,
                 pool=scores.local_pool.size,

@@ -103,6 +103,7 @@ def score_reranked(
     weights: Mapping[Pool, FusionWeights],
     *,
     cost: Cost,
+    query_keys: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> RerankedEvaluation:
     """Scores every set of an evaluation after a reranker, in both pools.
@@ -114,6 +115,7 @@ def score_reranked(
         does not count.
       weights: of the fusion, for each pool.
       cost: of the judgements.
+      query_keys: of each set, `fusion.query_key` of its queries; None tells them by their ids.
       seed: of the bootstrap.
 
     Raises:
@@ -127,6 +129,8 @@ def score_reranked(
             _lists(evaluation, one.name, query_ids[one.name], one.k, judgements, place)
             for one in evaluation.sets
         ]
+        if query_keys is not None:
+            lists = [dataclasses.replace(one, keys=query_keys[one.name]) for one in lists]
         alone = fixed_weights(_ALONE, [one.name for one in lists])
         reports = {
             "reranked": (alone, compare(lists, alone, seed=seed)),
@@ -214,7 +218,7 @@ def _lists(
         candidates=candidates,
         recall=np.where(there, ranked.scores[:, :top], 0.0),
         p_yes=np.where(there, p_yes, 0.0),
-        relevant=evaluation.rows[name].relevant,
+        relevant=evaluation.rows[name].by_pool[place],
     )
 
 

@@ -1,5 +1,6 @@
 """Test sets as they are searched: queries, answers and pool by id, their rows, their rankings."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
@@ -25,6 +26,7 @@ _QUERY_BYTES = 2 << 30  # of float32 in memory at a time: M-BEIR's 190,573 of 1,
 class RetrievalSet:
     """One test set: queries with the ids of their right answers, and the pool they are sought in.
 
+    relevant: some may be outside the pool: in the pool of everything they are right answers too.
     task: e.g. "t->i". k: the cut of the set's main score. candidate_modality: "text", "image" or
     "image,text", what the instruction asks for. held_out: the model was not trained on its task.
     """
@@ -57,11 +59,19 @@ class RetrievalSet:
 class SetRows(NamedTuple):
     """A set's pool as rows of a store, ascending, and for each query those of its right answers.
 
+    relevant: all of them, right in the pool of everything. relevant_local: those in the set's own
+    pool, which alone count there: what is not in a pool is no answer that a search of it missed.
     An answer without a vector has a row behind the store's last: it counts and is never found.
     """
 
     pool: np.ndarray
     relevant: list[np.ndarray]
+    relevant_local: list[np.ndarray]
+
+    @property
+    def by_pool(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The answers in the order of `Rankings`: own pool, pool of everything."""
+        return self.relevant_local, self.relevant
 
 
 class Rankings(NamedTuple):
@@ -77,8 +87,8 @@ def rows_of(
     """Where a set's pool and answers are in a store; `missing` ids may lack a vector.
 
     Raises:
-      MarvelError: a query has no right answer, an answer is not in the pool, or an id that is not
-        among `missing` has no vector.
+      MarvelError: a query has no right answer in the set's pool, or an id that is not among
+        `missing` has no vector.
     """
     if len(test_set.relevant) != len(test_set.query_ids) or not len(test_set.query_ids):
         raise MarvelError(
@@ -103,14 +113,19 @@ def rows_of(
     present = [answer for answer in flat if answer not in absent]
     if present:
         rows[there] = _found(test_set, store, present, "right answers")
-    outside = np.flatnonzero(there & ~np.isin(rows, pool_rows))
-    if outside.size:
+    unseen = absent.intersection(test_set.pool) if absent else absent
+    local = np.array([answer in unseen for answer in flat]) | np.isin(rows, pool_rows)
+    bounds = np.cumsum([0, *(len(ids) for ids in answers)])
+    relevant = [rows[start:stop] for start, stop in itertools.pairwise(bounds)]
+    inside = [rows[start:stop][local[start:stop]] for start, stop in itertools.pairwise(bounds)]
+    lost = [number for number, own in enumerate(inside) if not len(own)]
+    if lost:
         raise MarvelError(
-            f"{test_set.name}: {flat[outside[0]]!r} is a right answer of a query but not in the "
-            f"pool of {len(pool_rows)} candidates ({outside.size} such answers). Compare the qrels "
-            "with the pool: `marvel data check`."
+            f"{test_set.name}: no right answer of query {test_set.query_ids[lost[0]]!r} (such as "
+            f"{answers[lost[0]][0]!r}) is in the pool of {len(pool_rows)} candidates "
+            f"({len(lost)} such queries). Compare the qrels with the pool: `marvel data check`."
         )
-    return SetRows(pool_rows, np.split(rows, np.cumsum([len(ids) for ids in answers])[:-1]))
+    return SetRows(pool_rows, relevant, inside)
 
 
 def search(

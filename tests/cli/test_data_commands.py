@@ -118,6 +118,19 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
     assert not folder.exists()
 
 
+def test_an_interrupted_unpacking_needs_room_for_the_rest_alone(
+    failing, published, tmp_path, monkeypatch
+):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda _: usage(10**9, 0, 5000))
+    folder = tmp_path / "mbeir"
+    asked = ("data", "download", "mbeir", "--dir", folder, "--unpack")
+    assert "3.0 kB to unpack" in failing(*asked)
+    (folder / "mbeir_images").mkdir(parents=True)
+    (folder / "mbeir_images" / "1.jpg").write_bytes(bytes(500))
+    assert "2.5 kB to unpack" in failing(*asked)
+
+
 def test_flags_that_do_not_fit_are_told(failing, published, tmp_path):
     asked = ("data", "download", "nli", "--dir", tmp_path, "--only", "test")
     assert "for mbeir" in failing(*asked)

@@ -187,6 +187,18 @@ def _lost_relevance(root: Path) -> tuple[str, int]:
     return QUERIES.format("cirr_task7"), 1
 
 
+def _lost_reach(root: Path) -> tuple[str, int]:
+    """A query keeps those answers alone that the other data set has."""
+    path = root / QRELS.format("infoseek_task6")
+    crossed = {line.split()[0] for line in lines_of(path) if line.split()[2].startswith("5:")}
+    qid = min(crossed)
+    rows = [line.split() for line in lines_of(path)]
+    put_lines(path, [" ".join(row) for row in rows if row[0] != qid or row[2].startswith("5:")])
+    queries = QUERIES.format("infoseek_task6")
+    ids = [json.loads(line)["qid"] for line in lines_of(root / queries)]
+    return queries, ids.index(qid) + 1
+
+
 def _picture(content: Callable[[bytes], bytes | None]) -> Defect:
     """Spoils the picture of the third candidate of the test split's union pool."""
 
@@ -262,6 +274,7 @@ DEFECTS: dict[str, tuple[Kind, Defect]] = {
         _append(QRELS.format("cirr_task7"), lambda first: f"8:0 0 {first.split()[2]} 1 7"),
     ),
     "nothing relevant": (Kind.NO_RELEVANT, _lost_relevance),
+    "answers of another set alone": (Kind.NO_RELEVANT, _lost_reach),
     "local alone": (Kind.NOT_IN_UNION, _item(LOCAL.format("nights_task4"), "new")),
     "short instruction": (Kind.BROKEN_INSTRUCTION, _append(TABLE, "text\timage\tnights\t4")),
     "unused instruction": (Kind.UNUSED_INSTRUCTION, _append(TABLE, "text\timage\tx\t77\tfind")),

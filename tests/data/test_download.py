@@ -277,6 +277,15 @@ def test_a_hub_that_is_not_there_is_one_message(hub, mbeir, tmp_path, monkeypatc
 # --- unpacking -----------------------------------------------------------------------------------
 
 
+def test_what_was_unpacked_before_needs_no_room_again(tmp_path):
+    assert download_unpack.bytes_unpacked(tmp_path) == 0
+    for name, size in (("a/1.jpg", 300), ("b/c/2.jpg", 50), ("b/.3.jpg.partial", 7)):
+        path = tmp_path / "mbeir_images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    assert download_unpack.bytes_unpacked(tmp_path) == 350
+
+
 def put_parts(folder: Path, whole: bytes, count: int) -> None:
     cut = -(-len(whole) // count)
     for part in range(count):

@@ -111,6 +111,20 @@ def test_fashion_is_judged_at_ten(root, dataset, k):
     assert one.qrels[f"{dataset}:1"] == {"9:11"}  # a relevance of 0 does not count
 
 
+def test_an_answer_may_be_in_the_union_pool_alone_but_not_the_only_one(root):
+    """Of OVEN's judgements most lines name candidates of InfoSeek."""
+    union = root / "cand_pool/global/mbeir_union_test_cand_pool.jsonl"
+    lines(union, IMAGE, OTHER, {**OTHER, "did": "6:1"})
+    qrels = root / "qrels/test/mbeir_visualnews_task0_test_qrels.txt"
+    lines(qrels, "9:1 0 6:1 1 0", "9:1 0 9:11 1 0")
+    (one,) = MbeirFolder(root).test_sets()
+    assert one.qrels == {"9:1": {"6:1", "9:11"}}
+    assert "6:1" not in [candidate.id for candidate in one.pool]
+    lines(qrels, "9:1 0 6:1 1 0", "9:1 0 9:11 0 0")
+    with pytest.raises(MarvelError, match=r"none of the relevant.*9:1 is in .*task0_cand_pool"):
+        MbeirFolder(root).test_sets()
+
+
 def test_the_fingerprint_follows_the_content(root):
     def fingerprint():
         return MbeirFolder(root).source("train").fingerprint
@@ -212,7 +226,7 @@ QRELS = "mbeir_visualnews_task0_test_qrels.txt"
         ("9:1 0 9:11 1", r"qrels.txt, line 1: expected `qid 0 did relevance task`"),
         ("9:1 0 9:11 yes 0", r"qrels.txt, line 1: expected"),
         ("9:7 0 9:11 1 0", r"qrels.txt, line 1: 9:7 is not in .*task0_test.jsonl"),
-        ("9:1 0 9:77 1 0", r"qrels.txt, line 1: 9:77 is not in .*task0_cand_pool.jsonl"),
+        ("9:1 0 9:77 1 0", r"qrels.txt, line 1: 9:77 is not in .*union_test_cand_pool.jsonl"),
         ("9:1 0 9:11 0 0", r"task0_test.jsonl, line 1: query 9:1 has no relevant candidate"),
     ],
 )

@@ -81,6 +81,24 @@ def test_the_union_of_validation_holds_its_answers_and_little_else(folder):
     assert {one.id for one in pool.beside} == coco
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_oven_and_infoseek_answer_for_each_other_and_queries_count_from_one(folder, split):
+    sets = {one.name: one for one in MbeirFolder(folder).test_sets(split)}
+    crossed = collections.Counter()
+    for name, one in sets.items():
+        pool = {candidate.id for candidate in one.pool}
+        for query in one.queries:
+            assert set(query.positives) == one.qrels[query.id]
+            assert query.positives[0] in pool
+            others = {did.split(":")[0] for did in one.qrels[query.id] - pool}
+            crossed[name] += bool(others)
+            assert others <= {"5": {"6"}, "6": {"5"}}.get(query.id.split(":")[0], set())
+    assert all(crossed[f"{name}_task{task}"] for name in ("oven", "infoseek") for task in (6, 8))
+    assert all(
+        f"{one.dataset}:1" in {q.id for s in sets.values() for q in s.queries} for one in SETS
+    )
+
+
 def test_the_union_repeats_the_small_sets(folder):
     source = MbeirFolder(folder).source("train")
     assert abs(len(source.queries) - SIZE.train) < 30

@@ -15,12 +15,13 @@ from marvel_jax.data import emoji
 from marvel_jax.data.emoji_tasks import Sizes
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes import reranked_lists
+from marvel_jax.recipes import evaluation, reranked_lists
 from marvel_jax.recipes.evaluate_command import evaluate_model, with_reranker
 from marvel_jax.recipes.stage_runs import run_stage
 from marvel_jax.recipes.stages import Base
 from marvel_jax.retrieval import evaluation_folder, metrics, retrieval_sets
 from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.fusion import query_key
 from marvel_jax.retrieval.rerank import Reranker
 from marvel_jax.retrieval.store import VectorStore
 from tests import tiny
@@ -234,6 +235,28 @@ def test_another_seed_encodes_queries_only(ran, model, corpus, tmp_path, monkeyp
     assert folder.rankings("emoji_task0").reranked == {}
 
 
+def test_what_fails_after_the_search_loses_none_of_it(ran, model, corpus, tmp_path, monkeypatch):
+    workdir, first = ran
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("store", "queries"):
+        shutil.copytree(workdir / name, run / name)
+
+    def fail(*_, **__):
+        raise MarvelError("something after the search")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "evaluate", fail)
+        with pytest.raises(MarvelError, match="after the search"):
+            evaluate(model, corpus, run)
+    with pytest.raises(MarvelError, match="holds no finished evaluation"):
+        evaluation_folder.read(run)
+    monkeypatch.setattr(retrieval_sets, "top_k", lambda *_, **__: pytest.fail("searched again"))
+    again = evaluate(model, corpus, run)
+    assert again.facts["mean_global"] == first.facts["mean_global"]
+    assert again.facts["mean_local"] == first.facts["mean_local"]
+
+
 def test_a_killed_reranker_goes_on(ran, model, corpus, tmp_path, monkeypatch):
     workdir, first = ran
     shutil.copytree(workdir, tmp_path / "run")
@@ -317,8 +340,15 @@ def test_pictures_that_cannot_be_read_count_as_never_found(model, corpus, tmp_pa
 
 def test_weights_of_a_recipe_are_used_and_must_have_every_set(ran, model, corpus, tmp_path):
     workdir, first = ran
-    fitted = first.facts["reranked"]["pools"]
+    fitted = json.loads(json.dumps(first.facts["reranked"]["pools"]))
     file = tmp_path / "fusion.json"
+    with pytest.raises(MarvelError, match="with the queries that they were fitted on"):
+        file.write_text(json.dumps({"fusion": "add", "pools": fitted}))
+        evaluate(model, corpus, workdir, reranker=model, weights=str(file))
+    layout = MbeirFolder(corpus)
+    for pool in fitted.values():
+        queries = layout.judged_source("val").queries
+        pool["weights"]["fitted_on"] = [query_key(query) for query in queries]
     file.write_text(json.dumps({"fusion": "add", "pools": fitted}))
     found = evaluate(model, corpus, workdir, reranker=model, weights=str(file))
     assert found.facts["reranked"]["pools"]["global"]["sets"] == fitted["global"]["sets"]
@@ -329,6 +359,38 @@ def test_weights_of_a_recipe_are_used_and_must_have_every_set(ran, model, corpus
     file.write_text("{}")
     with pytest.raises(MarvelError, match="holds no fitted weights"):
         evaluate(model, corpus, workdir, reranker=model, weights=str(file))
+
+
+def test_what_would_judge_a_weight_on_its_own_queries_is_told_first(
+    ran, model, corpus, tmp_path, monkeypatch
+):
+    _, first = ran
+    monkeypatch.setattr(Embedder, "encode", lambda *_, **__: pytest.fail("something is encoded"))
+    weights = json.loads(json.dumps(first.facts["reranked"]["pools"]))
+    for pool in weights.values():
+        pool["weights"]["fitted_on"] = []
+    query = MbeirFolder(corpus).judged_source("test").queries[2]
+    weights["global"]["weights"]["fitted_on"] = ["0" * 16, query_key(query)]
+    file = tmp_path / "fusion.json"
+    file.write_text(json.dumps({"fusion": "add", "pools": weights}))
+    with pytest.raises(MarvelError, match=rf"1 of \d+ queries were used to fit.*{query.id}"):
+        evaluate(model, corpus, tmp_path / "new", reranker=model, weights=str(file))
+    # The same lines in both splits, under other ids; and a set without validation.
+    other = tmp_path / "corpus"
+    shutil.copytree(corpus, other, symlinks=True)
+    line = json.loads(
+        (other / "query/test/mbeir_emoji_task0_test.jsonl").read_text().split("\n")[0]
+    )
+    with (other / "query/val/mbeir_emoji_task0_val.jsonl").open("a") as lines:
+        lines.write(json.dumps({**line, "qid": "10:999999"}) + "\n")
+    with (other / "qrels/val/mbeir_emoji_task0_val_qrels.txt").open("a") as lines:
+        lines.write(f"10:999999 0 {line['pos_cand_list'][0]} 1 0\n")
+    with pytest.raises(MarvelError, match=rf"emoji_task0: 1 of .* to fit.*{line['qid']}"):
+        evaluate(model, other, tmp_path / "new", reranker=model, fit_split="val")
+    (other / "query/val/mbeir_emoji_task0_val.jsonl").unlink()
+    with pytest.raises(MarvelError, match="has no such queries of emoji_task0"):
+        evaluate(model, other, tmp_path / "new", reranker=model, fit_split="val")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_store_of_another_pool_is_refused(ran, model, corpus, tmp_path):

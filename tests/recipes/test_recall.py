@@ -16,6 +16,7 @@ from marvel_jax.recipes.evaluation import evaluate_embedder
 from marvel_jax.recipes.stages import Fuse, Judged
 from marvel_jax.recipes.subset import write_subset
 from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.fusion import query_key
 from marvel_jax.retrieval.store import VectorStore
 
 DEPTH = 12
@@ -207,6 +208,9 @@ def test_the_weight_is_fitted_on_other_queries_than_it_is_judged_on(
     assert all(one["num_queries"] == 6 for one in sets.values())
     reached = np.mean([one["fused"]["mean"] for one in sets.values()])
     assert reached > np.mean([one["recall"]["mean"] for one in sets.values()])
+    fitted = MbeirFolder(tmp_path / "val" / "corpus").judged_source("test").queries
+    told = report["pools"]["local"]["weights"]["fitted_on"]
+    assert told == sorted(query_key(query) for query in fitted) and len(told) == 18
     with pytest.raises(MarvelError, match="were used to fit"):
         fusing.fit_and_judge(Fuse("fuse", judged["val"], judged["val"]))
 

@@ -285,6 +285,19 @@ def test_a_gallery_holds_hits_and_misses_with_the_instruction(world):
             ]
 
 
+def test_a_query_that_could_not_be_read_is_counted_and_not_shown(world):
+    one = world.sets[1]
+    nothing = one.union.indices.copy()
+    lost = np.flatnonzero(one.hits()[1] == 0)[::2]
+    nothing[lost] = -1
+    cut = JudgedSet(**{**vars(one), "union": TopK(one.union.scores, nothing)})
+    everyone = {"query": lambda n: Item.of(text=one.query_ids[n]), "count": 1000}
+    found = gallery(cut, world.candidates, **everyone)
+    assert len(lost) and found.num_failures == (1 - one.hits()[1]).sum()
+    assert len(found.failures) == found.num_failures - len(lost)
+    assert not {example.id for example in found.failures} & {one.query_ids[n] for n in lost}
+
+
 def test_a_hit_below_what_is_shown_is_shown_last(world):
     one = world.sets[0]
     number = int(np.flatnonzero(one.hits()[1])[0])

@@ -1,14 +1,27 @@
 """Fusion against plain loops: scores, the fitted weight, paired intervals, and never on test."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marvel_jax.data.items import TASKS, Item, Query
 from marvel_jax.data.keyed_lines import pool_hash, queries_hash
 from marvel_jax.data.teacher import read_teacher, teacher_line, teacher_writer
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval.fusion import GRIDS, Reranked, compare, fit, fuse, reorder
+from marvel_jax.retrieval.fusion import (
+    GRIDS,
+    FusionWeights,
+    Reranked,
+    compare,
+    fit,
+    fuse,
+    query_key,
+    reorder,
+)
 from tests import tiny
 
 
@@ -149,6 +162,40 @@ def test_a_weight_is_never_judged_on_the_queries_it_was_fitted_on():
     with pytest.raises(MarvelError, match="no fusion weight"):
         compare([lists("b")], weights)
     assert weights.to_dict()["validation_queries"] == 40
+
+
+def test_a_query_is_known_by_what_it_is_and_not_by_its_id(tmp_path):
+    def query(id, *, text="a bus", image="one/a.jpg", positives=("9:1", "9:2"), task=6):
+        item = Item.of(text=text, image=tmp_path / image, id=id)
+        return Query(id, item, TASKS[task], positives, (), int(id.split(":")[0]))
+
+    one = query_key(query("9:1"))
+    assert one == query_key(query("9:7")) == query_key(query("9:1", image="copy/a.jpg"))
+    assert one == query_key(query("9:1", positives=("9:2", "9:1")))
+    others = [
+        query("9:1", text="a bus."),
+        query("9:1", image="one/b.jpg"),
+        query("9:1", positives=("9:1",)),
+        query("9:1", task=8),
+        query("8:1"),
+    ]
+    assert len({one, *map(query_key, others)}) == 6
+
+
+def test_ids_that_count_from_one_in_each_split_are_no_leak_and_other_ids_hide_none():
+    first, same_ids = lists("a", seed=1), lists("a", seed=2)
+    keys = [[f"{split}{number}" for number in range(40)] for split in ("val", "test")]
+    fitted = fit([dataclasses.replace(first, keys=keys[0])])
+    test = dataclasses.replace(same_ids, keys=keys[1])
+    assert compare([test], fitted).sets[0].num_queries == 40
+    hidden = dataclasses.replace(lists("a", seed=2, first=500), keys=[*keys[1][:39], keys[0][3]])
+    again = FusionWeights.from_dict(json.loads(json.dumps(fitted.to_file())))
+    assert again == fitted
+    for weights in (fitted, again):
+        with pytest.raises(MarvelError, match=r"1 of 40 queries were used to fit.*\(q539\)"):
+            compare([hidden], weights)
+    with pytest.raises(MarvelError, match="40 queries, but 3 keys"):
+        dataclasses.replace(first, keys=["a", "b", "c"])
 
 
 def test_one_weight_for_all_is_for_sets_too_that_it_was_not_fitted_on():

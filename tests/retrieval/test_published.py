@@ -3,6 +3,7 @@ import pytest
 from marvel_jax.data.mbeir_sets import SETS
 from marvel_jax.retrieval.published import SetSize, beside, published_names, published_tables
 
+WHOLE = sum(one.pool for one in SETS)
 MBEIR = [SetSize(one.full_name, one.test_queries, one.pool) for one in SETS]
 
 
@@ -54,18 +55,22 @@ def test_the_figures_that_the_field_knows():
 
 
 def test_only_m_beir_itself_gets_published_columns():
-    assert len(beside(MBEIR)) == 4
-    assert beside([SetSize("emoji_task0", 19_995, 542_246)]) == ()
+    assert len(beside(MBEIR, global_size=WHOLE)) == 4
+    assert beside([SetSize("emoji_task0", 19_995, 542_246)], global_size=WHOLE) == ()
     # The same names, as a synthetic or a cut folder has them, are not enough.
-    assert beside([one._replace(queries=200, pool=400) for one in MBEIR]) == ()
-    assert beside([one._replace(queries=one.queries - 1) for one in MBEIR]) == ()
+    for changes in ({"queries": 200, "pool": 400}, {"queries": 1}):
+        assert beside([one._replace(**changes) for one in MBEIR], global_size=WHOLE) == ()
+    # Whole local pools in a cut union: an easier search than the published one.
+    cut = beside(MBEIR, global_size=1_000_000)
+    assert cut and {one.table.pool for one in cut} == {"local"}
+    assert len(beside(MBEIR, global_size=WHOLE - 4_000)) == 4
     assert published_names([MBEIR[0]._replace(pool=542_000)]) == ("visualnews_task0",)
     assert published_names([MBEIR[0]._replace(pool=540_000)]) == ()
 
 
 def test_means_are_over_the_sets_that_were_evaluated():
     held_out = [one for one in MBEIR if one.name in ("nights_task4", "oven_task8")]
-    for one in beside(held_out):
+    for one in beside(held_out, global_size=WHOLE):
         assert one.sets == ("nights_task4", "oven_task8")
         for system in one.table.systems:
             mean = (system.scores["nights_task4"] + system.scores["oven_task8"]) / 2

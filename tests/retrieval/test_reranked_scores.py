@@ -39,7 +39,7 @@ def evaluation(names=("a", "b"), *, ends=DEPTH) -> tuple[Evaluation, dict, dict]
         made = {"size": 90, "k": 5, "seed": seed_of(0, number), "findable": np.ones(QUERIES)}
         pools = [score_pool(one, **made) for one in judged]
         sets.append(SetScores(name, "t->i", 5, QUERIES, *pools))
-        rankings[name], rows[name] = both, SetRows(np.arange(60), relevant)
+        rankings[name], rows[name] = both, SetRows(np.arange(60), relevant, relevant)
         p_yes = [
             np.clip(0.6 * one.right[:, :TOP] + rng.random((QUERIES, TOP)) * 0.8, 0, 1)
             for one in judged
