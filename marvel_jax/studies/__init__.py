@@ -1,0 +1,1 @@
+"""Scaling studies: many runs of one recipe, what they measured, and what follows from it."""
