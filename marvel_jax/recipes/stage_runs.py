@@ -15,7 +15,7 @@ from marvel_jax.files import read_json_object, write_json, write_text
 from marvel_jax.models import hub
 from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.parallel import hosts
-from marvel_jax.recipes import fusing, recall, score_tables
+from marvel_jax.recipes import fusing, recall, score_tables, searched_again
 from marvel_jax.recipes.evaluation import Ticker, evaluate_embedder, score_table
 from marvel_jax.recipes.mining import count_lines, mine_negatives
 from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, EXIT_TERMINATED, Outcome
@@ -29,6 +29,7 @@ from marvel_jax.recipes.stages import (
     Recall,
     Report,
     Score,
+    Search,
     Stage,
     Subset,
     Synthetic,
@@ -193,6 +194,10 @@ def _evaluate(stage: Evaluate, folder: Path, say: Say) -> Outcome:
     return Outcome(facts, score_table(scores))
 
 
+def _search(stage: Search, folder: Path, say: Say) -> Outcome:
+    return searched_again.search_again(stage, folder, say=say)
+
+
 def _fuse(stage: Fuse, folder: Path, say: Say) -> Outcome:
     report = fusing.fit_and_judge(stage)
     write_json(folder / "fusion.json", report)
@@ -267,6 +272,7 @@ _RUNS: Mapping[type[Stage], Callable[[Any, Path, Say], Outcome]] = {
     Recall: _recall,
     Score: _score,
     Evaluate: _evaluate,
+    Search: _search,
     Fuse: _fuse,
     Report: _report,
 }
