@@ -1,9 +1,10 @@
 """`marvel study ...`: many trials of one recipe, on one machine or many, and what they say."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
 from marvel_jax.cli_flags import Json
@@ -38,9 +39,7 @@ def run_study(
     """
     from marvel_jax.studies.commands import run
 
-    return run(
-        file, workdir, size=size, trial=trial, limit=limit, retry=retry, dry_run=dry_run
-    )
+    return run(file, workdir, size=size, trial=trial, limit=limit, retry=retry, dry_run=dry_run)
 
 
 @study.command(name="schedule")
@@ -82,6 +81,10 @@ def plan_study(
         Literal["mbeir", "corpus"],
         arg(help="Lengths of the items: M-BEIR's mix, or those of the config's own data."),
     ] = "mbeir",
+    training: Annotated[
+        UseAppendAction[tuple[tuple[str, ...], ...]],
+        arg(help="Changes to every training, as: --training mesh.fsdp=8 chunk_rows=4"),
+    ] = (),
     out: Annotated[Path | None, arg(help="A .csv or .json file for the table.")] = None,
     json: Json = False,
 ) -> Outcome:
@@ -92,7 +95,15 @@ def plan_study(
     """
     from marvel_jax.studies.commands import plan
 
-    return plan(file, topology, stage=stage, size=size, lengths=lengths, out=out)
+    return plan(
+        file,
+        topology,
+        stage=stage,
+        size=size,
+        lengths=lengths,
+        trainings=tuple(itertools.chain.from_iterable(training)),
+        out=out,
+    )
 
 
 @study.command(name="report")

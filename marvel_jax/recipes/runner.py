@@ -92,7 +92,9 @@ class Run:
     def described(self, stage: Stage) -> dict[str, Any]:
         """What decides the stage's result; the stages before it must have finished."""
         read = inputs(stage).items()
-        found = {field: self.made_hash(text) or self.outside_hash(field, text) for field, text in read}
+        found = {
+            field: self.made_hash(text) or self.outside_hash(field, text) for field, text in read
+        }
         return stage_record.describe(stage, found)
 
     def missing(self, stage: Stage, *, made: Sequence[str]) -> list[str]:

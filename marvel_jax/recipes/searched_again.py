@@ -47,7 +47,7 @@ def search_again(stage: Search, folder: Path, *, say: Say = lambda line: None) -
     asked = {one.name: _queries(found, one) for one in sets}
     drawn = None if stage.pool is None else _draw(store, pool=stage.pool, seed=stage.seed)
     with _kept(stage, store, folder / "store") as kept, _opened(stage, kept, folder) as searcher:
-        say(f"searching {len(kept):,} vectors, {kept.dtype} of {kept.dimension}")
+        say(f"searching {stage.pool or len(kept):,} vectors, {kept.dtype} of {kept.dimension}")
         scores = _scores(stage, searcher, sets, asked, drawn)
     write_json(folder / Search.outputs["scores"], scores)
     facts = {"global": scores["mean"]["mean"], "recall": scores["recall"]}
@@ -147,7 +147,8 @@ def _scores(
             return searcher.search(queries, k)
         return top_k(queries, store, k, subset=drawn)
 
-    told, recalls, timed, means = [], [], [], np.zeros(_DRAWS)
+    told: list[dict[str, Any]] = []
+    recalls, timed, means = [], [], np.zeros(_DRAWS)
     for number, one in enumerate(sets):
         # A query of zeros could not be read: it finds nothing, and has no direction to truncate.
         there = np.flatnonzero(asked[one.name].any(axis=1))
@@ -155,7 +156,7 @@ def _scores(
         depth = min(max(RECALL_AT, one.k), pool)
         found = search(queries, depth)
         if drawn is not None:
-            answers = [one.relevant[place] for place in there]
+            answers = [one.relevant[place] for place in there.tolist()]
             found = with_answers(found, queries, store, answers, k=one.k)
         indices = np.full((len(one.query_ids), found.indices.shape[1]), -1, np.int32)
         indices[there] = found.indices

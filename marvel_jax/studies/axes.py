@@ -124,7 +124,9 @@ class Random:
         while len(found) < self.budget:
             # As many numbers for a point whatever the axes are, so that a list can become a range.
             shares = rng.random(len(axes))
-            point = {axis.name: _draw(axis, share) for axis, share in zip(axes, shares, strict=True)}
+            point = {
+                axis.name: _draw(axis, share) for axis, share in zip(axes, shares, strict=True)
+            }
             redrawn = redrawn + 1 if repr(point) in found else 0
             if redrawn > _REDRAWS * self.budget:
                 raise MarvelError(

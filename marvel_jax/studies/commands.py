@@ -54,9 +54,7 @@ def run(
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     with hosts.start(say=say):
-        return run_study(
-            study, workdir, name=name, number=trial, limit=limit, retry=retry, say=say
-        )
+        return run_study(study, workdir, name=name, number=trial, limit=limit, retry=retry, say=say)
 
 
 def schedule(
@@ -96,6 +94,7 @@ def plan(
     stage: str | None,
     size: Size,
     lengths: "Lengths",
+    trainings: tuple[str, ...],
     out: Path | None,
 ) -> Outcome:
     """Plans every point on every topology."""
@@ -106,15 +105,16 @@ def plan(
     console = Console(stderr=True)
     rows: list[Row] = []
     code = 0
+    planned = plan_study(
+        load_study(file, size=size),
+        topologies,
+        stage=stage,
+        lengths=lengths,
+        trainings=trainings,
+        tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+    )
     try:
-        for row in plan_study(
-            load_study(file, size=size),
-            topologies,
-            stage=stage,
-            lengths=lengths,
-            tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
-        ):
-            rows.append(row)
+        rows.extend(planned)  # what is there stays there, when the next one is interrupted
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     facts: list[dict[str, Any]] = [row.to_dict() for row in rows]
@@ -141,7 +141,12 @@ def report(folder: Path) -> Outcome:
     return Outcome({"reports": pages}, [f"report: {page}" for page in pages])
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def _csv(found: Sequence[dict[str, Any]]) -> str:
+    """An axis a column, before those of the figures; of one name, the axis has it."""
+    rows = [
+        {**one["point"], **{n: v for n, v in one.items() if n != "point"}, **one["point"]}
+        for one in found
+    ]
     names = list(dict.fromkeys(name for row in rows for name in row))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, names, lineterminator="\n")

@@ -33,7 +33,8 @@ class Keys:
         Raises:
           MarvelError: an input is not there.
         """
-        run, keys = Run(recipe, Path()), {}
+        run = Run(recipe, Path())
+        keys: dict[str, str] = {}
         for stage in recipe.stages:
             found = {}
             for field, text in inputs(stage).items():

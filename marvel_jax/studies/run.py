@@ -1,7 +1,7 @@
 """Runs the trials of a study; what is done is taken, what was killed goes on, what fails is kept.
 
-    WORKDIR/stages/KIND-HASH/    every stage of every trial of every study here, once
-    WORKDIR/NAME/                a study: see `studies.trial`
+WORKDIR/stages/KIND-HASH/    every stage of every trial of every study here, once
+WORKDIR/NAME/                a study: see `studies.trial`
 """
 
 import gc
@@ -9,6 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import jax
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_json, write_json, write_text
 from marvel_jax.parallel import hosts
-from marvel_jax.recipes.outcome import EXIT_ERROR, Outcome
+from marvel_jax.recipes.outcome import Outcome
 from marvel_jax.recipes.recipe import Recipe
 from marvel_jax.recipes.runner import Part, Run, require_inputs, run_recipe
 from marvel_jax.recipes.stages import Train
@@ -31,6 +32,10 @@ from marvel_jax.studies.trial import RUNS, STUDY, Trial, read_trial, trial_path,
 Say = Callable[[str], None]
 
 STAGES = "stages"
+
+EXIT_FAILED_TRIALS = 3
+"""All went as it should, and some trials are written down as failed: a scheduler has nothing to
+begin again. (1 may be the death of a host.)"""
 
 
 class Planned(NamedTuple):
@@ -106,7 +111,7 @@ def run_study(
     ended: list[tuple[Planned, Trial]] = []
     spent: list[float] = []
     for one in chosen:
-        before = hosts.from_main(lambda key=one.keyed.key: _status(folder, key))
+        before = hosts.from_main(partial(_status, folder, one.keyed.key))
         if before == "done" or (before == "failed" and not retry):
             ended.append((one, read_trial(trial_path(folder, one.keyed.key))))
             continue
@@ -119,7 +124,7 @@ def run_study(
             return Outcome(_facts(folder, ended), stopped.lines, stopped.code)
         spent.append(time.perf_counter() - started)
         ended.append((one, trial))
-        hosts.from_main(lambda trial=trial: write_trial(folder, trial))
+        hosts.from_main(partial(write_trial, folder, trial))
         left = len(chosen) - len(ended)
         say(_progress(one, trial, study, len(everything), spent, left))
     return _outcome(folder, ended, chosen)
@@ -190,7 +195,7 @@ def _logging(place: Path, say: Say) -> Say:
     def told(line: str) -> None:
         if hosts.is_main():
             with (place / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+                log.write(f"{time.strftime('%H:%M:%S')} {line.removeprefix('[1/1] ')}\n")
             if "waiting" in line:
                 say(f"  {line}")
 
@@ -248,7 +253,7 @@ def _outcome(
         lines += [f"  {one.task.number}. {one.line}: {trial.error}" for one, trial in failed]
     if facts["done"]:
         lines.append(f"next: marvel study report {folder}")
-    return Outcome(facts, lines, EXIT_ERROR if failed else 0)
+    return Outcome(facts, lines, EXIT_FAILED_TRIALS if failed else 0)
 
 
 def describe_study(study: Study, workdir: Path, *, name: str) -> Outcome:
