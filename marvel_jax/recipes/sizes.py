@@ -121,7 +121,8 @@ SIZES: dict[str, Size] = {
         scaled=True,
         rate=3e-3,
         steps={"contrast": 700, "hard": 300, "distillation": 200, "rerank": 500, "pairs": 200},
-        row=RowShape(tokens=56, patches=32, items=8),
+        # Nine tokens more than the longest text: a prompt before the vector (an ablation) has seven.
+        row=RowShape(tokens=64, patches=32, items=8),
         pair_row=RowShape(tokens=192, patches=64, items=4),
         side=56,
         text_tokens=48,
