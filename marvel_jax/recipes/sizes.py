@@ -121,7 +121,7 @@ SIZES: dict[str, Size] = {
         scaled=True,
         rate=3e-3,
         steps={"contrast": 700, "hard": 300, "distillation": 200, "rerank": 500, "pairs": 200},
-        # Nine tokens more than the longest text: a prompt before the vector (an ablation) has seven.
+        # With a prompt before the vector, as in an ablation, the longest query has 57 tokens.
         row=RowShape(tokens=64, patches=32, items=8),
         pair_row=RowShape(tokens=192, patches=64, items=4),
         side=56,
