@@ -320,7 +320,7 @@ def _source(source: _Config, size: Size) -> _Config:
 
 
 def _weighted(data: DataConfig) -> DataConfig:
-    """The corpus's own shares of the tasks: by their sizes, texts alone would be half of a batch."""
+    """The corpus's own shares of its tasks: by their sizes, texts would be half of a batch."""
     if data.mixture or data.reader != "mbeir" or data.task_weights is not None:
         return data
     weights = {
