@@ -8,6 +8,7 @@ import gc
 import os
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,15 @@ from marvel_jax.studies.keys import Keyed, Keys
 from marvel_jax.studies.locks import locked
 from marvel_jax.studies.measured import measure
 from marvel_jax.studies.study import Study, Task, numbered
-from marvel_jax.studies.trial import RUNS, STUDY, Trial, read_trial, trial_path, write_trial
+from marvel_jax.studies.trial import (
+    RUNS,
+    STUDY,
+    TRIALS,
+    Trial,
+    read_trial,
+    trial_path,
+    write_trial,
+)
 
 Say = Callable[[str], None]
 
@@ -110,23 +119,31 @@ def run_study(
         hosts.from_main(lambda: _write_study(study, folder, name=name, trials=everything))
     ended: list[tuple[Planned, Trial]] = []
     spent: list[float] = []
-    for one in chosen:
-        before = hosts.from_main(partial(_status, folder, one.keyed.key))
-        if before == "done" or (before == "failed" and not retry):
-            ended.append((one, read_trial(trial_path(folder, one.keyed.key))))
-            continue
-        if limit is not None and len(spent) >= limit:
-            continue
-        started = time.perf_counter()
-        trial, stopped = _run_trial(one, folder, workdir / STAGES, say)
-        if trial is None:
-            assert stopped is not None  # a trial that has not ended was stopped
-            return Outcome(_facts(folder, ended), stopped.lines, stopped.code)
+    # What another process is at comes last: there is other work meanwhile.
+    queue = deque((one, False) for one in chosen)
+    while queue:
+        one, wait = queue.popleft()
+        key = one.keyed.key
+        with locked(folder / TRIALS / f".{key}.lock", wait=wait, say=say) as held:
+            if not held:
+                queue.append((one, True))
+                continue
+            before = hosts.from_main(partial(_status, folder, key))
+            if before == "done" or (before == "failed" and not retry):
+                ended.append((one, read_trial(trial_path(folder, key))))
+                continue
+            if limit is not None and len(spent) >= limit:
+                continue
+            started = time.perf_counter()
+            trial, stopped = _run_trial(one, folder, workdir / STAGES, say)
+            if trial is None:
+                assert stopped is not None  # a trial that has not ended was stopped
+                return Outcome(_facts(folder, ended), stopped.lines, stopped.code)
+            hosts.from_main(partial(write_trial, folder, trial))
         spent.append(time.perf_counter() - started)
         ended.append((one, trial))
-        hosts.from_main(partial(write_trial, folder, trial))
-        left = len(chosen) - len(ended)
-        say(_progress(one, trial, study, len(everything), spent, left))
+        say(_progress(one, trial, study, len(everything), spent, len(chosen) - len(ended)))
+    ended.sort(key=lambda found: found[0].task.number)
     return _outcome(folder, ended, chosen)
 
 
