@@ -107,7 +107,8 @@ def _folder(launch: Path | None) -> Path:
 
 
 def _slurm(text: str, template: Path, *, command: Sequence[str], name: str, array: str) -> str:
-    given = " ".join(map(shlex.quote, command))
+    # For the replacement of a regular expression.
+    given = " ".join(map(shlex.quote, command)).replace("\\", "\\\\")
     changes = (
         (
             r"(?s)\A(#!.*?\n)(#.*?\n)(?=#SBATCH|# Change)",
@@ -138,8 +139,8 @@ def _jobset(text: str, template: Path, *, command: Sequence[str], name: str) -> 
         (r"(?m)^( *)(maxRestarts: .*\n)", "\\1\\2" + _FINAL_JOBS.replace("{indent}", "\\1")),
         (r"(?m)^( *)(backoffLimit: .*\n)", "\\1\\2" + _FINAL_CODES.replace("{indent}", "\\1")),
     )
-    changed = _changed(text, template, changes)
-    return re.sub(rf"\b{_POD_NAME}\b", name, changed)
+    # The name first, so that arguments which hold the word stay as they are.
+    return _changed(re.sub(rf"\b{_POD_NAME}\b", name, text), template, changes)
 
 
 def _changed(text: str, template: Path, changes: Sequence[tuple[str, str]]) -> str:

@@ -13,8 +13,9 @@ from marvel_jax.recipes.recipe import Recipe
 from marvel_jax.recipes.stages import Evaluate, Subset, Train
 from marvel_jax.studies.axes import Axis
 from marvel_jax.studies.plan import plan_study, standalone, table
-from marvel_jax.studies.study import Metric, Study
+from marvel_jax.studies.study import Metric, Study, load_study
 from marvel_jax.training.config import ModelConfig
+from tests.studies.test_shipped import STUDIES
 
 
 @pytest.fixture
@@ -125,12 +126,12 @@ def test_a_layout_of_the_topology_is_taken(study, monkeypatch):
     assert {(one.chunk_rows, one.mesh.fsdp) for one in seen} == {(2, 4)}
 
 
-def test_a_tiny_step_is_compiled_for_two_devices(tiny_config):
-    one = Study(
-        base=Recipe((Train("train", load_config(tiny_config)),)),
-        axes=(Axis("batch", "train.config.data.global_batch", (16,)),),
-        metrics=(Metric("loss"),),
+def test_a_tiny_step_is_compiled_for_two_devices():
+    tiny = load_study(STUDIES / "model_data.py", size="tiny")
+    axes = (
+        dataclasses.replace(tiny.axes[0], values=(32,)),
+        Axis("steps", "train.config.steps", (8,)),
     )
-    (row,) = plan_study(one, ["cpu:2"])
+    (row,) = plan_study(dataclasses.replace(tiny, axes=axes), ["cpu:2"])
     assert row.reason is None and row.planned is not None and row.steps == 8
     assert row.to_dict()["devices"] == 2 and row.to_dict()["flops"] > 8e6
