@@ -28,7 +28,7 @@ def build_demo(
     seed: int,
     say: Callable[[str], None],
 ) -> Built:
-    """Makes `workdir/collection` of `workdir/corpus`; `store` holds the vectors of its test pool."""
+    """Makes `workdir/collection` of the corpus there; `store` has its test pool."""
     labelled = workdir / "labelled.jsonl"
     write_jsonl(labelled, labelled_queries(layout, seed=seed))
     return build_collection(
