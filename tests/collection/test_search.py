@@ -186,5 +186,5 @@ def test_another_model_is_refused(made, monkeypatch):
     load_embedder(collection)
     other = FakeEmbedder(model_hash="m1")
     monkeypatch.setattr(Embedder, "from_pretrained", lambda *_, **__: other)
-    with pytest.raises(MarvelError, match="model_hash='m0'.*model_hash='m1'"):
+    with pytest.raises(MarvelError, match=r"model_hash='m0'.*model_hash='m1'"):
         load_embedder(collection)

@@ -40,5 +40,5 @@ def test_scripts_without_a_font_are_told(tmp_path, monkeypatch):
 
 
 def test_an_ending_that_is_no_picture(tmp_path):
-    with pytest.raises(MarvelError, match="sheet.png"):
+    with pytest.raises(MarvelError, match=r"sheet\.png"):
         write_sheet(tmp_path / "sheet.doc", [], text="a", image=None, asked="")
