@@ -130,7 +130,7 @@ class _Pen:
         shown = " ".join(text[:_MOST].split())
         font = self._fonts.of(shown)
         wrapped = _wrap(shown, font, width)
-        if len(wrapped) > lines or len(text) > _MOST:
+        if wrapped and (len(wrapped) > lines or len(text) > _MOST):
             wrapped = wrapped[:lines]
             while wrapped and font.getlength(wrapped[-1] + "...") > width:
                 wrapped[-1] = wrapped[-1][:-1]

@@ -161,7 +161,7 @@ def test_labelled_queries_judge_it(made, tmp_path):
     assert [query.item.instruction for query in queries] == [
         "find", PRESETS["text", "image"][0], None,
     ]  # fmt: skip
-    scores = judge(collection, FakeEmbedder(), queries, ks=(1, 20))  # type: ignore[arg-type]
+    scores = judge(collection, FakeEmbedder(), queries, ks=(1, 21))  # type: ignore[arg-type]
     assert scores.unknown == 2
     means = {group.name: [hits.mean for hits in group.hits.values()] for group in scores.groups}
     assert means == {
