@@ -14,8 +14,9 @@ from marvel_jax.cli_data import data
 from marvel_jax.cli_errors import explain, tell
 from marvel_jax.cli_flags import Json
 from marvel_jax.cli_plan import plan
-from marvel_jax.cli_retrieval import convert, encode, evaluate, index, mine, report, search
+from marvel_jax.cli_retrieval import convert, encode, evaluate, mine, report
 from marvel_jax.cli_run import run, table
+from marvel_jax.cli_search import index, search
 from marvel_jax.cli_studies import study
 from marvel_jax.cli_training import export, import_model, train
 from marvel_jax.errors import MarvelError
