@@ -1,9 +1,9 @@
 """What a trial of a study came to: one JSON file each, in the study's folder.
 
-    STUDY/study.json        name, axes, metrics, seeds, and which trials belong to it
-    STUDY/trials/KEY.json   one trial
-    STUDY/runs/KEY/         where it ran: links to its stages, which lie beside the studies
-    STUDY/report/           what `marvel study report` writes
+STUDY/study.json        name, axes, metrics, seeds, and which trials belong to it
+STUDY/trials/KEY.json   one trial
+STUDY/runs/KEY/         where it ran: links to its stages, which lie beside the studies
+STUDY/report/           what `marvel study report` writes
 """
 
 import dataclasses
