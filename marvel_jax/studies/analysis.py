@@ -99,6 +99,15 @@ class Analysis:
         return {metric["name"]: metric["better"] for metric in self.study["metrics"]}
 
     @property
+    def absent(self) -> list[str]:
+        """The metrics that no trial has."""
+        return [
+            metric
+            for metric in self.metrics
+            if not any(finite(trial, metric) for trial in self.done)
+        ]
+
+    @property
     def pending(self) -> int:
         """How many trials of the study have not ended."""
         listed = self.study.get("trials")

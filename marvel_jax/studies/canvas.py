@@ -44,6 +44,7 @@ _STYLE = {
     # The same plot has the same bytes, and two of them on a page do not share names.
     "svg.hashsalt": "marvel-jax",
     "svg.fonttype": "path",
+    "text.parse_math": False,  # a name with a $ is a name
 }
 _DPI = 160
 

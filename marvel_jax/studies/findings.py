@@ -12,6 +12,7 @@ from marvel_jax.studies.extrapolation import Extrapolation
 from marvel_jax.studies.fit import Fit
 from marvel_jax.studies.points import Estimate
 from marvel_jax.studies.series import Series, short
+from marvel_jax.studies.trial import Value
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -58,14 +59,13 @@ def tell_curve(curve: Curve) -> str:
 def tell_bars(bars: Bars) -> str:
     """One axis of words: which is best, and by how much."""
     series = bars.series
-    means = level_means(series)
     sign = 1 if bars.better == "higher" else -1
-    ordered = sorted(means, key=lambda name: -sign * means[name])
-    best, second = ordered[:2]
-    gap = abs(means[best] - means[second])
+    ordered = sorted(level_means(series), key=lambda pair: -sign * pair[1])
+    (best, most), (second, less) = ordered[:2]
+    gap = abs(most - less)
     return (
-        f"{_start(series)}, {best} is best with {short(means[best])}, {short(gap)} before {second} "
-        f"({short(means[second])}){_noise(series, gap)}."
+        f"{_start(series)}, {short(best)} is best with {short(most)}, {short(gap)} before "
+        f"{short(second)} ({short(less)}){_noise(series, gap)}.{_missing(series)}"
     )
 
 
@@ -101,20 +101,12 @@ def tell_loss(one: LossAgainst) -> str:
     return told
 
 
-def level_means(series: Series) -> dict[str, float]:
-    """Each value of the axis, as words, with the mean of its trials."""
-    return {
-        short(level): float(
-            np.mean(
-                [
-                    trial.metrics[series.metric]
-                    for trial in series.trials
-                    if repr(trial.point[series.axis]) == repr(level)
-                ]
-            )
-        )
-        for level in series.levels
-    }
+def level_means(series: Series) -> list[tuple[Value, float]]:
+    """Each value of the axis with the mean of its trials."""
+    values: dict[str, list[float]] = {}
+    for trial in series.trials:
+        values.setdefault(repr(trial.point[series.axis]), []).append(trial.metrics[series.metric])
+    return [(level, float(np.mean(values[repr(level)]))) for level in series.levels]
 
 
 def _start(series: Series) -> str:
@@ -124,8 +116,7 @@ def _start(series: Series) -> str:
 
 
 def _ends(series: Series) -> str:
-    means = level_means(series)
-    pairs = sorted(zip(series.levels, means.values(), strict=True), key=lambda pair: pair[0])
+    pairs = sorted(level_means(series), key=lambda pair: float(pair[0]))
     (first, low), (last, high) = pairs[0], pairs[-1]
     change = high - low
     return (
@@ -209,9 +200,16 @@ def _off(relative: float | None, spreads: float | None) -> str:
 
 
 def _left_out(curve: Curve) -> str:
-    if not curve.left_out:
+    told = _missing(curve.series)
+    if curve.left_out:
+        told += f" {curve.left_out} trials at 0 or below are drawn, but in no curve over ln x."
+    return told
+
+
+def _missing(series: Series) -> str:
+    if not series.missing:
         return ""
-    return f" {curve.left_out} trials at 0 or below are drawn, but in no curve over ln x."
+    return f" {len(series.missing)} trials have no finite {series.metric} and are left out."
 
 
 def _rule(curve: Curve) -> str:

@@ -116,7 +116,7 @@ def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
     x, y = np.asarray(_places(series)), np.asarray(series.values)
     levels = np.unique(x)
     means = np.asarray([y[x == level].mean() for level in levels])
-    spreads = [y[x == level].std(ddof=1) if (x == level).sum() > 1 else 0.0 for level in levels]
+    spreads = [y[x == level].std(ddof=1) if (x == level).sum() > 1 else np.nan for level in levels]
     axes.errorbar(levels, means, yerr=spreads, fmt="none", ecolor=colour, capsize=3, elinewidth=1.2)
     scatter(axes, x, y, series.trials, s=12, color=colour, alpha=0.45, linewidths=0)
     label = series.label or ("all trials" if series.mixed else "mean of the seeds")
@@ -158,7 +158,7 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int) -> Plot:
                 center,
                 [float(np.mean(groups[n])) for n in shown],
                 0.92 * width,
-                yerr=[float(np.std(groups[n], ddof=1)) if len(groups[n]) > 1 else 0 for n in shown],
+                yerr=[float(np.std(groups[n], ddof=1)) if len(groups[n]) > 1 else np.nan for n in shown],
                 color=COLOURS[place],
                 edgecolor="white",
                 hatch=HATCHES[place],

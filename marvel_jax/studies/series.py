@@ -48,8 +48,8 @@ def series_of(
 ) -> list[Series]:
     """The curves of a metric along an axis: one for each point of the other axes.
 
-    Where no point of the others has two values of the axis (a random design), there is one curve
-    of all trials, `mixed`.
+    Where that leaves out more than half of the trials, for few share all else (a random design),
+    there is one curve of all trials, `mixed`.
 
     Args:
       trials: those that are done.
@@ -73,7 +73,7 @@ def series_of(
         one = _series(group, axis=axis, metric=metric, others=others)
         if len(one.levels) >= LEAST_LEVELS:
             found.append(one)
-    if found or not trials:
+    if 2 * sum(len(one.trials) + len(one.missing) for one in found) >= len(trials):
         return found
     mixed = _series(trials, axis=axis, metric=metric, others={}, mixed=len(names) > 0)
     return [mixed] if mixed.trials else []

@@ -41,6 +41,7 @@ def write_study(
             path = folder / "trials" / f"{key}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(trial))
+            (folder / trial["folder"]).mkdir(parents=True)
             listed.append({"number": len(listed) + 1, "key": key})
     study = {
         "name": folder.name,
@@ -68,7 +69,7 @@ def batch_study(folder: Path) -> Path:
         return {
             "mean local": score + luck,
             "loss": 1.5 + 0.7 * steps - 20 * luck,
-            "flops": 3e13,
+            "flops": 3e13 * (1 + kinds.index(point["negatives"])),
             "seconds": 60.0,
         }
 
@@ -81,7 +82,9 @@ def batch_study(folder: Path) -> Path:
     )
 
 
-def model_data_study(folder: Path, *, noise: float = 0.002) -> Path:
+def model_data_study(
+    folder: Path, *, noise: float = 0.002, metrics: tuple[str, ...] = ("mean local", "loss")
+) -> Path:
     """Size x data under Chinchilla's law with exponents 0.3 and 0.35."""
     sizes = [int(1e5 * 2**n) for n in range(6)]
     counts = [int(1e6 * 2**n) for n in range(6)]
@@ -101,7 +104,7 @@ def model_data_study(folder: Path, *, noise: float = 0.002) -> Path:
     return write_study(
         folder,
         axes={"size": sizes, "data": counts},
-        metrics={"mean local": "higher", "loss": "lower"},
+        metrics={name: "lower" if name == "loss" else "higher" for name in metrics},
         points=[{"size": size, "data": count} for size in sizes for count in counts],
         measure=measure,
         seeds=(0,),
