@@ -118,7 +118,7 @@ def _log(set_scale: Any, axis: Any, values: Sequence[float]) -> None:
     else:
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
     axis.set_minor_locator(ticker.NullLocator())
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(float(f"{value:.3g}"))))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(float(f"{value:.9g}"))))
 
 
 def _apart(values: Sequence[float]) -> bool:

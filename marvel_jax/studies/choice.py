@@ -44,13 +44,14 @@ class Peak(NamedTuple):
 
 
 def choose(fits: Sequence[Fit | NotFitted]) -> Choice | None:
-    """The shape that the points speak for; None where none was fitted.
+    """The shape that the points speak for; None where no shape but the constant was fitted, for
+    then nothing else had a chance.
 
     By AICc, where there are trials enough for it with each fitted shape; else by the error at
     levels that were left out of the fit. Of equals, the one with fewer parameters.
     """
     fitted = [fit for fit in fits if isinstance(fit, Fit)]
-    if not fitted:
+    if all(fit.shape == "constant" for fit in fitted):
         return None
     by_criterion = {fit.shape: fit.aicc for fit in fitted if fit.aicc is not None}
     if len(by_criterion) == len(fitted):

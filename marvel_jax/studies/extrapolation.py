@@ -64,12 +64,10 @@ def extrapolate(
         return NotFitted(shapes[0], "there is one x, and nothing to predict it from")
     rest = points.without(largest)
     fits = [fit_curve(rest, shape, seed=seed, draws=draws, asymptote=asymptote) for shape in shapes]
-    # A constant is what "the same as the last" says already.
-    if all(isinstance(fit, NotFitted) or fit.shape == "constant" for fit in fits):
+    choice = choose(fits)
+    if choice is None:
         reason = f"{len(rest.levels)} different x without the largest, too few for a curve"
         return NotFitted(shapes[0], reason)
-    choice = choose(fits)
-    assert choice is not None
     x = float(points.levels[-1])
     measured, last = float(points.means[-1]), float(points.means[-2])
     low, high = choice.fit.band(x)

@@ -106,7 +106,8 @@ def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int) -> Plot:
         name,
         series.axis,
         f"{series.metric} over {series.axis}{_held(curves)}: means of the seeds with bars of one "
-        "standard deviation, the chosen curve with its 90% band, and in a ring the largest, which "
+        "standard deviation, the chosen curve with its 90% band (a dotted line at a peak that is "
+        "claimed), and in a ring the largest, which "
         "a cross predicts from the others.",
     )
 
@@ -158,7 +159,10 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int) -> Plot:
                 center,
                 [float(np.mean(groups[n])) for n in shown],
                 0.92 * width,
-                yerr=[float(np.std(groups[n], ddof=1)) if len(groups[n]) > 1 else np.nan for n in shown],
+                yerr=[
+                    float(np.std(groups[n], ddof=1)) if len(groups[n]) > 1 else np.nan
+                    for n in shown
+                ],
                 color=COLOURS[place],
                 edgecolor="white",
                 hatch=HATCHES[place],

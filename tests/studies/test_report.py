@@ -120,7 +120,9 @@ def test_iso_flop_curves_and_the_frontier_are_drawn(tmp_path):
     analysis = analyse(model_data_study(tmp_path / "model_data", metrics=("loss",)))
     names = [plot.name for plot in draw_all(analysis, tmp_path)]
     assert [name[3:] for name in names[2:]] == ["compute-loss", "iso-flop-loss", "frontier-loss"]
-    assert all((tmp_path / f"{name}.{kind}").stat().st_size for name in names for kind in ("png", "svg"))
+    assert all(
+        (tmp_path / f"{name}.{kind}").stat().st_size for name in names for kind in ("png", "svg")
+    )
 
 
 def test_what_a_curve_cannot_hold_is_told(tmp_path):
@@ -138,6 +140,7 @@ def test_what_a_curve_cannot_hold_is_told(tmp_path):
     )
     analysis = analyse(folder)
     (told,) = headline(findings(analysis), "negatives")
+    assert "No curve was fitted: 2 different x" in told
     assert "2 trials at 0 or below" in told and "2 trials have no finite score" in told
     assert analysis.absent == ["speed"]
 
