@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-import xml.etree.ElementTree as xml
+import xml.etree.ElementTree as ET
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_all_files_are_there_and_nothing_of_an_earlier_report(report):
     plots = {path.stem for path in report.glob("*.svg")}
     assert plots == {path.stem for path in report.glob("*.png")} and len(plots) >= 5
     for path in report.glob("*.svg"):
-        xml.parse(path)
+        ET.parse(path)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in report.glob("*.png"))
 
 
@@ -172,7 +172,7 @@ def test_a_study_without_a_finished_trial_is_refused_with_its_first_error(tmp_pa
         points=[{"batch": 1}],
         measure=lambda point, noise: "no such recipe",
     )
-    with pytest.raises(MarvelError, match="no trial is done.*no such recipe"):
+    with pytest.raises(MarvelError, match=r"no trial is done.*no such recipe"):
         analyse(folder)
 
 
