@@ -14,6 +14,7 @@ from marvel_jax.studies.points import Estimate
 from marvel_jax.studies.series import Series, short
 from marvel_jax.studies.trial import Value
 
+_TOLD_APART = 2.0  # standard deviations between seeds; less is luck often enough
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -137,7 +138,8 @@ def _noise(series: Series, gap: float) -> str:
     spread = (squares / freedom) ** 0.5
     if spread == 0:
         return " (all seeds agree)"
-    return f" ({short(gap / spread)} standard deviations between seeds)"
+    alike = ": not told apart" if gap < _TOLD_APART * spread else ""
+    return f" ({short(float(f'{gap / spread:.2g}'))} standard deviations between seeds{alike})"
 
 
 def _tell_constant(curve: Curve, fit: Fit) -> str:
@@ -184,19 +186,17 @@ def _tell_extrapolation(curve: Curve) -> str:
         return f" No prediction of the largest: {found.reason}."
     return (
         f" Without {short(found.x)}, the {found.shape} curve predicts {_span(found.predicted)} "
-        f"there; measured {short(found.measured)}"
-        f"{_off(found.relative, found.spreads)}. The same as the one before would be"
-        f"{_off(found.last_relative, found.last_spreads)}."
+        f"there, {_off(found.relative, found.spreads)} the measured {short(found.measured)}; "
+        f"the value at the x before would be {_off(found.last_relative, found.last_spreads)}."
     )
 
 
 def _off(relative: float | None, spreads: float | None) -> str:
-    parts = []
-    if relative is not None:
-        parts.append(f"{_sign(f'{relative:+.1%}')} off")
-    if spreads is not None:
-        parts.append(f"{_sign(f'{spreads:+.1f}')} standard deviations between seeds")
-    return ": " + ", ".join(parts) if parts else ""
+    """How far a prediction is off, in what it can be said in."""
+    share = "off" if relative is None else f"{_sign(f'{relative:+.1%}')} off"
+    if spreads is None:
+        return share
+    return f"{share} ({_sign(f'{spreads:+.1f}')} standard deviations between seeds)"
 
 
 def _left_out(curve: Curve) -> str:

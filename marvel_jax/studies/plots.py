@@ -234,7 +234,7 @@ def _draw_iso_flops(one: Compute, frontier: Frontier, folder: Path, *, number: i
                 s=34,
                 color=colour,
                 marker=MARKERS[place],
-                label=f"{short(float(f'{group.flops:.2g}'))}FLOP",
+                label=f"{short(float(f'{group.flops:.2g}'))} FLOP",
             )
             assert isinstance(group.fit, Fit)
             smooth = np.geomspace(group.points.levels[0], group.points.levels[-1], _STEPS)
