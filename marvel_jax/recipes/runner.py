@@ -7,7 +7,7 @@ kept beside as `NAME.before-1`. What stands behind it has another input then, an
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,15 +53,18 @@ class Part:
 
 
 class Run:
-    """A recipe in a folder."""
+    """A recipe in a folder; `folders` names those of stages that lie elsewhere."""
 
-    def __init__(self, recipe: Recipe, workdir: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, workdir: Path, folders: Mapping[str, Path] | None = None
+    ) -> None:
         self.recipe, self.workdir = recipe, workdir
+        self._folders = folders or {}
         self._hashes: dict[tuple[Path, bool], str] = {}
 
     def folder(self, name: str) -> Path:
         """Where a stage is."""
-        return self.workdir / name
+        return self._folders.get(name, self.workdir / name)
 
     def place(self, text: str) -> Path | str:
         """Where an input is: a path, or what may be a Hub id."""
@@ -89,7 +92,9 @@ class Run:
     def described(self, stage: Stage) -> dict[str, Any]:
         """What decides the stage's result; the stages before it must have finished."""
         read = inputs(stage).items()
-        found = {field: self.made_hash(text) or self._hash(field, text) for field, text in read}
+        found = {
+            field: self.made_hash(text) or self.outside_hash(field, text) for field, text in read
+        }
         return stage_record.describe(stage, found)
 
     def missing(self, stage: Stage, *, made: Sequence[str]) -> list[str]:
@@ -113,7 +118,7 @@ class Run:
         output = text.partition(".")[2]
         return stage_record.output_hashes(self.folder(maker)).get(output)
 
-    def _hash(self, field: str, text: str) -> str:
+    def outside_hash(self, field: str, text: str) -> str:
         """The content of what comes from outside, read once."""
         pictures = field.rpartition(".")[2] == _PICTURES
         key = (Path(self.place(text)), pictures)
@@ -136,15 +141,22 @@ def on_hub(field: str, place: Path | str) -> bool:
 
 
 def run_recipe(
-    recipe: Recipe, workdir: Path, *, part: Part | None = None, say: Say = lambda line: None
+    recipe: Recipe,
+    workdir: Path,
+    *,
+    part: Part | None = None,
+    folders: Mapping[str, Path] | None = None,
+    say: Say = lambda line: None,
 ) -> Outcome:
     """Runs what is not done yet; every process of a run of several calls it.
+
+    A stage's folder is that of its name in `workdir`, or the one that `folders` says.
 
     Raises:
       MarvelError: an input is missing (all of them are listed, before anything runs), or what a
         stage refuses.
     """
-    run, chosen = Run(recipe, workdir), (part or Part()).of(recipe)
+    run, chosen = Run(recipe, workdir, folders), (part or Part()).of(recipe)
     hosts.from_main(lambda: require_inputs(run, chosen))
     facts: dict[str, Any] = {"workdir": str(workdir), "stages": {}}
     lines: list[str] = []

@@ -13,15 +13,17 @@ from marvel_jax.data.keyed_lines import manifest_path
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.files import read_json_object, write_json, write_text
 from marvel_jax.models import hub
+from marvel_jax.models.deepening import deepen
 from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.parallel import hosts
-from marvel_jax.recipes import fusing, recall, score_tables
+from marvel_jax.recipes import fusing, recall, score_tables, searched_again
 from marvel_jax.recipes.evaluation import Ticker, evaluate_embedder, score_table
 from marvel_jax.recipes.mining import count_lines, mine_negatives
 from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, EXIT_TERMINATED, Outcome
 from marvel_jax.recipes.stage_record import BEGUN, DONE
 from marvel_jax.recipes.stages import (
     Base,
+    Deepen,
     Emoji,
     Evaluate,
     Fuse,
@@ -29,6 +31,7 @@ from marvel_jax.recipes.stages import (
     Recall,
     Report,
     Score,
+    Search,
     Stage,
     Subset,
     Synthetic,
@@ -83,6 +86,26 @@ def _base(stage: Base, folder: Path, say: Say) -> Outcome:
             documents={"preprocessor_config.json": processor.geometry.to_preprocessor_dict()},
         )
     return Outcome({}, ["a model with weights drawn from the seed"])
+
+
+def _deepen(stage: Deepen, folder: Path, say: Say) -> Outcome:
+    if not (folder / "model").exists():
+        checkpoint = hub.load(stage.model)
+        params, architecture = deepen(
+            checkpoint.params,
+            checkpoint.config,
+            layers=stage.layers,
+            key=jax.random.key(stage.seed),
+        )
+        hub.save(
+            folder / "model",
+            config=architecture,
+            params=jax.device_get(params),
+            attention="causal" if checkpoint.config.text.is_causal else "bidirectional",
+            temperature=checkpoint.temperature,
+            tokenizer_from=stage.model,
+        )
+    return Outcome({}, [f"a model with {stage.layers} further layers"])
 
 
 def _subset(stage: Subset, folder: Path, say: Say) -> Outcome:
@@ -193,6 +216,10 @@ def _evaluate(stage: Evaluate, folder: Path, say: Say) -> Outcome:
     return Outcome(facts, score_table(scores))
 
 
+def _search(stage: Search, folder: Path, say: Say) -> Outcome:
+    return searched_again.search_again(stage, folder, say=say)
+
+
 def _fuse(stage: Fuse, folder: Path, say: Say) -> Outcome:
     report = fusing.fit_and_judge(stage)
     write_json(folder / "fusion.json", report)
@@ -261,12 +288,14 @@ _RUNS: Mapping[type[Stage], Callable[[Any, Path, Say], Outcome]] = {
     Emoji: _emoji,
     Synthetic: _synthetic,
     Base: _base,
+    Deepen: _deepen,
     Subset: _subset,
     Train: _train,
     Mine: _mine,
     Recall: _recall,
     Score: _score,
     Evaluate: _evaluate,
+    Search: _search,
     Fuse: _fuse,
     Report: _report,
 }

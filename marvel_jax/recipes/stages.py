@@ -6,32 +6,23 @@ is an output of an earlier stage, "data.mbeir" one of the recipe's own `data`, a
 or a Hub id.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import ClassVar, Literal, get_args
 
 from marvel_jax.data.mbeir_synthetic import CAPTIONS_FILE, NLI_FILE
 from marvel_jax.data.rerank_prompts import PROMPTS
 from marvel_jax.errors import MarvelError
 from marvel_jax.models.config import Qwen2VLConfig
+from marvel_jax.recipes.stage_inputs import CACHES as CACHES
+from marvel_jax.recipes.stage_inputs import INPUTS as INPUTS
+from marvel_jax.recipes.stage_inputs import inputs as inputs
+from marvel_jax.recipes.stage_inputs import with_inputs as with_inputs
 from marvel_jax.recipes.strategies import strategies_of
+from marvel_jax.retrieval.store_types import StoreType, check_type
 from marvel_jax.training.config import TrainConfig
 
-INPUTS = frozenset(
-    (
-        *("model", "source", "data", "path", "images", "tokenizer", "mined", "teacher"),
-        *("lists", "scores"),
-    )
-)
-"""Fields that hold inputs, wherever they are."""
-
-CACHES = frozenset({"vectors"})
-"""Outputs that only save work: another stage's may be missing, and their content does not count."""
-
 Pool = Literal["local", "global"]
-
-_Stage = TypeVar("_Stage")
 
 
 @dataclass(frozen=True)
@@ -89,6 +80,23 @@ class Base(Stage):
     seed: int = 0
     max_pixels: int = 56 * 56
     outputs: ClassVar[Mapping[str, str]] = {"model": "model"}
+
+
+@dataclass(frozen=True)
+class Deepen(Stage):
+    """A model with further language layers on top, which begin as the identity.
+
+    Where a model of few layers is to compare what it has just read: what is compared must first be
+    understood.
+    """
+
+    model: str
+    layers: int = 2
+    seed: int = 0
+    outputs: ClassVar[Mapping[str, str]] = {"model": "model"}
+
+    def __post_init__(self) -> None:
+        self._require(self.layers > 0, f"layers={self.layers}: give 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -249,6 +257,45 @@ class Evaluate(Stage):
 
 
 @dataclass(frozen=True)
+class Search(Stage):
+    """Searches an evaluation's vectors once more, in the pool of everything: kept with fewer bytes
+    (`dtype`, the first `dimension` numbers), with `scann`, or among fewer candidates.
+
+    `leaves` of the index are looked at (None: as its rule says). With `pool` each query is asked of
+    so many candidates drawn by `seed` and of its right answers; larger pools hold the smaller ones.
+    `scores` and `vectors` are those of an `Evaluate`.
+    """
+
+    scores: str
+    vectors: str
+    dtype: StoreType = "float32"
+    dimension: int | None = None
+    scann: bool = False
+    leaves: int | None = None
+    pool: int | None = None
+    seed: int = 0
+    outputs: ClassVar[Mapping[str, str]] = {"scores": "scores.json"}
+    pool_vectors: ClassVar[str | None] = "store"
+
+    def __post_init__(self) -> None:
+        check_type(self.dtype)
+        for name in ("dimension", "leaves", "pool"):
+            value = getattr(self, name)
+            self._require(value is None or value > 0, f"{name}={value}: give 1 or more, or None.")
+        self._require(
+            self.leaves is None or self.scann, f"leaves={self.leaves} are ScaNN's: give scann=True."
+        )
+        self._require(
+            not (self.scann and self.dtype == "binary"),
+            "scann=True with dtype='binary': a vector of signs is its own code; search it exactly.",
+        )
+        self._require(
+            not (self.scann and self.pool),
+            f"scann=True with pool={self.pool}: an index holds the whole pool; give one of them.",
+        )
+
+
+@dataclass(frozen=True)
 class Judged:
     """Scores of a split's lists, and the folder that the split's queries are in."""
 
@@ -312,73 +359,17 @@ KINDS: tuple[type[Stage], ...] = (
     Emoji,
     Synthetic,
     Base,
+    Deepen,
     Subset,
     Train,
     Mine,
     Recall,
     Score,
     Evaluate,
+    Search,
     Fuse,
     Report,
 )
-
-
-def inputs(stage: Stage, *, caches: bool = False) -> dict[str, str]:
-    """What a stage reads: the field ("config.data.mined") and what stands in it.
-
-    With `caches` also what it would use if it were there.
-    """
-    found: dict[str, str] = {}
-    wanted = INPUTS | CACHES if caches else INPUTS
-
-    def note(field: str, text: str) -> str:
-        if _is_input(field, wanted):
-            found[field] = text
-        return text
-
-    _walk(stage, "", note)
-    return found
-
-
-def with_inputs(stage: _Stage, change: Callable[[str], Any]) -> _Stage:
-    """The stage with every input, cache or not, replaced."""
-
-    def replace(field: str, text: str) -> Any:
-        return change(text) if _is_input(field, INPUTS | CACHES) else text
-
-    return _walk(stage, "", replace)
-
-
-def _is_input(field: str, names: frozenset[str]) -> bool:
-    # "teacher" is a file in the data, but what is made of its scores in a DistillationConfig.
-    *parents, last = field.split(".")
-    return last.partition("[")[0] in names and "distillation" not in parents
-
-
-def _walk(value: Any, field: str, visit: Callable[[str, str], Any]) -> Any:
-    """A copy of nested dataclasses with what `visit` makes of each text in them."""
-    if isinstance(value, str):
-        return visit(field, value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        prefix = f"{field}." if field else ""
-        values = {
-            one.name: getattr(value, one.name) for one in dataclasses.fields(value) if one.init
-        }
-        changed = {
-            name: made
-            for name, old in values.items()
-            if (made := _walk(old, prefix + name, visit)) is not old
-        }
-        return dataclasses.replace(value, **changed) if changed else value
-    if isinstance(value, tuple) and any(map(_holds_text, value)):
-        return tuple(_walk(one, f"{field}[{n}]", visit) for n, one in enumerate(value))
-    if isinstance(value, dict) and any(map(_holds_text, value.values())):
-        return {key: _walk(one, f"{field}[{key}]", visit) for key, one in value.items()}
-    return value
-
-
-def _holds_text(value: Any) -> bool:
-    return isinstance(value, str) or dataclasses.is_dataclass(value)
 
 
 def known_outputs() -> Iterator[str]:

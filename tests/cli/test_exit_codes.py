@@ -14,6 +14,7 @@ from marvel_jax.retrieval.embedder import Embedder
 ROOT = Path(__file__).parents[2]
 GROUPS = {
     "data": ("emoji", "make-mbeir", "check", "download"),
+    "study": ("run", "schedule", "plan", "report"),
     "bench": (
         "loss",
         "step",

@@ -56,7 +56,7 @@ def test_of_pictures_names_and_sizes_count_and_nothing_is_read(tmp_path, monkeyp
     recipe = Recipe((Train("t", config),), {"captions": "c", "images": str(folder)})
 
     def hashed() -> str:
-        return runner.Run(recipe, tmp_path)._hash("config.data.images", "data.images")
+        return runner.Run(recipe, tmp_path).outside_hash("config.data.images", "data.images")
 
     first = hashed()
     (folder / "00" / "a.jpg").write_bytes(b"two")

@@ -1,0 +1,38 @@
+"""What the shipped studies start from: the quickstart's training as a recipe's stage, and in little
+of the size "tiny", to see every part of a study work in seconds.
+"""
+
+import dataclasses
+
+from marvel_jax.data.batch import RowShape
+from marvel_jax.recipes import emoji
+from marvel_jax.recipes.sizes import SIZES
+from marvel_jax.recipes.stages import Emoji
+from marvel_jax.studies.study import Size
+from marvel_jax.training.config import CheckpointConfig, ModelConfig, TrainConfig
+
+CORPUS = "corpus.mbeir"
+
+_TINY_EMOJI = 60  # of fewer some tasks have a single query
+
+
+def corpus(size: Size) -> Emoji:
+    """The stage "corpus"."""
+    return Emoji("corpus", limit=None if size == "full" else _TINY_EMOJI)
+
+
+def training(size: Size, *, steps: int) -> TrainConfig:
+    """The quickstart's training on that corpus; tiny, of two steps and thousands of weights."""
+    config = emoji.train_config(CORPUS, steps=steps)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, reader="mbeir"))
+    if size == "full":
+        return config
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data, global_batch=16, row=RowShape(tokens=160, patches=64, items=16)
+        ),
+        model=ModelConfig(scratch=SIZES["tiny"].architecture),
+        checkpoint=CheckpointConfig(every=1),
+        steps=2,
+    )
