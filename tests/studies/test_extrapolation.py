@@ -20,10 +20,11 @@ def measured(curve, seeds=3, size=0.005):
 
 
 def test_on_a_power_law_the_largest_is_foretold():
-    found = extrapolate(measured(law))
+    # Noise well below the last step of the law, which is 0.053 of its value.
+    found = extrapolate(measured(law, size=0.002))
     assert isinstance(found, Extrapolation) and found.shape == "power law"
     assert found.x == X[-1] and found.measured == pytest.approx(law(X[-1]), abs=0.01)
-    assert abs(found.relative) < 0.03 and abs(found.spreads) < 3
+    assert abs(found.relative) < 0.015 and abs(found.spreads) < 3
     assert found.predicted.low < law(X[-1]) < found.predicted.high
     assert found.last == pytest.approx(law(X[-2]), abs=0.01)
     assert abs(found.last_relative) > 0.04 and found.beats_last
