@@ -67,7 +67,9 @@ def test_a_failing_point_is_written_down_and_the_others_go_on(study, tmp_path, r
     assert done.point == {"share": 0.25} and done.metrics["seconds"] > 0
     folder = tmp_path / "shares" / done.folder
     assert (folder / "part" / "done.json").is_file()
-    assert (folder / "half").resolve() == (tmp_path / "shares" / trials[2].folder / "half").resolve()
+    assert (folder / "half").resolve() == (
+        tmp_path / "shares" / trials[2].folder / "half"
+    ).resolve()
 
 
 def test_what_has_ended_does_not_run_again_and_a_limit_counts_the_others(study, tmp_path, ran):
@@ -160,9 +162,7 @@ def test_points_that_a_study_no_longer_has_are_left_out(study, tmp_path):
 
 
 def test_an_axis_that_changes_nothing_is_refused(study, tmp_path):
-    same = Study(
-        base=study.base, axes=study.axes, seeds=(0, 1), seeded=(), metrics=study.metrics
-    )
+    same = Study(base=study.base, axes=study.axes, seeds=(0, 1), seeded=(), metrics=study.metrics)
     with pytest.raises(MarvelError, match=r"trials 1 .*seed 0.* and 4 .*seed 1.*same computation"):
         run_study(same, tmp_path, name="shares")
 
@@ -170,9 +170,7 @@ def test_an_axis_that_changes_nothing_is_refused(study, tmp_path):
 def test_a_missing_input_stops_the_study_before_anything_runs(study, tmp_path, ran):
     gone = study.base.with_settings([f"data.mbeir={tmp_path / 'nowhere'}"])
     with pytest.raises(MarvelError, match="nowhere"):
-        run_study(
-            Study(base=gone, axes=study.axes, metrics=study.metrics), tmp_path, name="shares"
-        )
+        run_study(Study(base=gone, axes=study.axes, metrics=study.metrics), tmp_path, name="shares")
     assert ran == []
     with pytest.raises(MarvelError, match="trials 1 to 6"):
         run_study(study, tmp_path, name="shares", number=7)
