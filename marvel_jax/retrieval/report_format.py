@@ -9,6 +9,7 @@ import PIL.Image
 from marvel_jax.data.images import ImageError, load_image
 from marvel_jax.data.items import Image, Item, Video, Visual
 from marvel_jax.data.video import first_frame
+from marvel_jax.data.video_file import require_pyav
 from marvel_jax.retrieval.metrics import Interval
 
 THUMBNAIL = 96  # pixels: sixteen sets of four examples stay far below 3 MB
@@ -32,7 +33,12 @@ TASK_TITLES = {
 def picture(visual: Visual) -> str | None:
     """A picture as a data: URI, at most THUMBNAIL pixels a side; a video's first frame stands for
     it. None where it cannot be read: an evaluation tolerates some, and its report says so.
+
+    Raises:
+      MarvelError: a video's file, and PyAV is not installed.
     """
+    if isinstance(visual, Video) and isinstance(visual.source, str | Path | bytes):
+        require_pyav()
     try:
         still = Image(first_frame(visual)) if isinstance(visual, Video) else visual
         thumbnail = load_image(still).copy()

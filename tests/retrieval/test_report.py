@@ -162,6 +162,7 @@ def test_a_report_without_baseline_index_curves_or_examples_is_still_a_page(repo
 
 
 def test_pictures_and_videos_that_cannot_be_read_are_named_in_their_place(report, tmp_path):
+    pytest.importorskip("av", reason="the video extra")
     name = report.evaluation.sets[0].name
     (tmp_path / "broken.avi").write_bytes(b"no video")
     items = (Item.of(image=tmp_path / "gone.png"), Item.of(video=tmp_path / "broken.avi"))

@@ -48,6 +48,7 @@ def test_all_that_is_wrong_is_told_in_one_run(tmp_path):
 
 
 def test_videos_are_decoded_where_pictures_are(tmp_path):
+    pytest.importorskip("av", reason="the video extra")
     FIXTURES["msvd"].write(tmp_path)
     folder = tmp_path / "YouTubeClips"
     videos.write(folder / "one_0_5.avi", videos.grey(8))
