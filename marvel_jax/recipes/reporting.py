@@ -135,7 +135,8 @@ def analyse(
     say("modality obedience")
     obeyed = obedience(sets, candidates, seed=seed)
     say("copies")
-    collapsed = copies(sets, candidates, seed=seed)
+    compute = folder.about.get("compute", "float32")
+    collapsed = copies(sets, candidates, compute=compute, seed=seed)
     compared = None
     if against is not None:
         say(f"comparing with {against.path}")

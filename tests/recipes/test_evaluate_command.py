@@ -263,9 +263,9 @@ def test_the_report_of_a_reranked_evaluation_shows_all_of_it(ran, corpus, tmp_pa
         for one in pools[pool]["sets"]
     }
     told = {
-        (row["pool"], row["set"]): float(row["this"])
+        (row["pool"], row["set"]): float(row["ours"])
         for row in rows
-        if "fused" in row["comparison"] and (row["pool"], row["set"]) in fused
+        if "fused" in row["order"] and (row["pool"], row["set"]) in fused
     }
     assert told == pytest.approx(fused, abs=1e-6)
     spread = {one["name"]: one for one in outcome.facts["paraphrases"]["sets"]}
