@@ -337,9 +337,13 @@ def _approximate(
     return ApproximateScores(
         description=describe(index.config),
         build_seconds=index.build_seconds,
-        recall=float(np.concatenate(list(recalls.values())).mean()),
-        recall_by_set={name: float(recall.mean()) for name, recall in recalls.items()},
+        recall=_mean(np.concatenate(list(recalls.values()))),
+        recall_by_set={name: _mean(recall) for name, recall in recalls.items()},
         speed=measure(lambda part: index.search(part, width), sample),
         exact_speed=measure(lambda part: top_k(part, index.store, width), sample),
         hit=hits,
     )
+
+
+def _mean(recall: np.ndarray) -> float:
+    return float(recall.mean()) if len(recall) else 0.0  # no query of the set could be read

@@ -101,7 +101,7 @@ def test_a_killed_index_ends_with_the_bytes_of_one_that_was_not(tmp_path):
     command = ("index", tmp_path / "store", "--memory", 0.001)
     whole, killed, kept = killed_and_run_again(tmp_path, *command)
     wanted, found = (
-        {name: hash for name, hash in content(path).items() if "/" in name}
+        {name: one for name, one in content(path).items() if "/" in name}
         for path in (whole, killed)
     )
     assert found == wanted

@@ -314,6 +314,10 @@ def test_recall_counts_shared_rows_and_measure_times_both_ways():
     exact = TopK(np.zeros((2, 2), np.float32), np.array([[1, 2], [3, 4]], np.int32))
     found = TopK(np.zeros((2, 2), np.float32), np.array([[2, 9], [4, 3]], np.int32))
     assert recall_against_exact(found, exact).tolist() == [0.5, 1.0]
+    # Of a list that ends early what is there counts, and a query that found nothing does not.
+    exact = TopK(exact.scores, np.array([[2, -1], [-1, -1]], np.int32))
+    found = TopK(exact.scores, np.array([[1, -1], [-1, -1]], np.int32))
+    assert recall_against_exact(found, exact).tolist() == [0.0]
     sizes = []
     speed = measure(lambda part: sizes.append(len(part)) or found, QUERIES, singles=4)
     assert sizes == [1, *[1] * 4, 200, *[200] * 3]
