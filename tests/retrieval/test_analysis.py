@@ -213,10 +213,11 @@ def test_copies_are_found_where_bfloat16_computed_them_apart(tmp_path):
     """One content in two rows of a forward pass: the vectors are not the same."""
     world = build(tmp_path / "apart", copied=1)
     vectors = world.vectors.copy()
-    vectors[1] = unit(vectors[:1] + 1e-3 * random_unit(1, WIDTH, seed=5))[0]
+    away = random_unit(1, WIDTH, seed=5)
+    vectors[1] = unit(vectors[:1] + 1e-3 * away)[0]
     store = write_store(tmp_path / "store", vectors, list(world.candidates.store.ids))
     candidates = Candidates(store, MbeirFolder(tmp_path / "apart").pool("test"), datasets={})
-    query = unit(vectors[:1] + 0.1 * random_unit(1, WIDTH, seed=6))
+    query = unit(vectors[:1] + 0.5 * away)
     lists = ranking(query, vectors, np.arange(len(vectors)))
     assert set(lists.indices[0, :2]) == {0, 1}
     assert lists.scores[0, 0] - lists.scores[0, 1] > 2e-5
