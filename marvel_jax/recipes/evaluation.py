@@ -244,6 +244,7 @@ def save(
     for all else that stands beside the scores, what was kept of earlier commands stays.
     """
     kept = evaluated.kept
+    part = None if part is None else kept_parts.as_json(part)
     stay = reranked is None and kept.get(RERANKED) is not None
     left = _unwritten(workdir, evaluated, reranked, any_order=stay)
     if left and stay:  # some orders are gone, so all of them go

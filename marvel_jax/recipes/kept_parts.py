@@ -4,6 +4,7 @@ ScaNN's measurement, every paraphrase and a reranker are each made by some comma
 found stays as long as it is of the same lists and answers, whatever the next command asks for.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,21 @@ class KeptParts:
         return self._parts.get(name)
 
     def put(self, name: str, part: Mapping[str, Any]) -> None:
-        """Keeps a part in the place of an earlier one."""
-        self._parts[name] = dict(part)
-        write_json(self._file, {"origin": self._origin, "parts": self._parts})
+        """Keeps a part in the place of an earlier one; the same is not written again."""
+        if (given := as_json(part)) != self.get(name):
+            self._parts[name] = given
+            write_json(self._file, {"origin": self._origin, "parts": self._parts})
 
     def drop(self, name: str) -> None:
         """Forgets a part."""
         if self._parts.pop(name, None) is not None:
             write_json(self._file, {"origin": self._origin, "parts": self._parts})
+
+
+def as_json(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part as it is read back: tuples have become lists."""
+    found: dict[str, Any] = json.loads(json.dumps(part))
+    return found
 
 
 def origin_of(sets: Mapping[str, RetrievalSet], origins: Mapping[str, str], *, seed: int) -> str:

@@ -208,7 +208,7 @@ def test_a_second_run_makes_nothing_again(ran, model, corpus, monkeypatch):
     monkeypatch.setattr(retrieval_sets, "top_k", fail)
     monkeypatch.setattr(protocols, "_approximate", fail)
     before = written(workdir)
-    again = evaluate(model, corpus, workdir, reranker=model, **WHOLE)
+    again = evaluate(model, corpus, workdir, scann=True, reranker=model, **WHOLE)
     assert again.facts == first.facts
     assert written(workdir) == before and len(before) == 8 + 3
 
