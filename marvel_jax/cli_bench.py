@@ -282,8 +282,8 @@ def bench_search(
 ) -> Outcome:
     """ScaNN's queries/s at a given recall beside FAISS's best, on invented clustered vectors.
 
-    The peers, where faiss is installed: IVF-Flat, IVF-PQ-fastscan with refinement, HNSW32, each
-    over a grid of settings; build time and memory beside.
+    The peers, where faiss is installed: IVF-Flat, IVF-PQ-fastscan (plain and of residuals)
+    with refinement, HNSW32, each over a grid of settings; build time and memory beside.
     """
     from rich.console import Console
 

@@ -18,7 +18,7 @@ from marvel_jax.bench.search_contenders import EXACT_SCORES, SCANN
 from marvel_jax.bench.stopwatch import Lap, median, ratio
 from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval.exact import top_k
-from marvel_jax.retrieval.scann_candidates import cores
+from marvel_jax.retrieval.prefetch import cores
 
 Say = Callable[[str], None]
 _K = 10

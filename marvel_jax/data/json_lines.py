@@ -5,7 +5,7 @@ import os
 import re
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,11 @@ class JsonLines(LazySequence[dict[str, Any]]):
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)  # type: ignore[arg-type]
+    # `close` is bound here: as the interpreter ends, a module's names go before its objects.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        descriptor = getattr(self, "_descriptor", None)
+        if descriptor is not None:
+            close(descriptor)
 
     def _open(self) -> int:
         with self._lock:

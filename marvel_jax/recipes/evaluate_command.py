@@ -11,6 +11,7 @@ from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.errors import MarvelError
 from marvel_jax.models import hub
 from marvel_jax.recipes.evaluation import evaluate_embedder, save, score_table
+from marvel_jax.recipes.kept_parts import PARAPHRASES
 from marvel_jax.recipes.outcome import Outcome
 from marvel_jax.recipes.paraphrases import score_paraphrases
 from marvel_jax.recipes.reranking import RerankOptions, check_options, rerank_evaluation
@@ -79,6 +80,15 @@ def evaluate_model(
         check_options(reranker.options, layout)
         RerankerSettings.read(hub.resolve(reranker.model), prompt=reranker.prompt)
     embedder = Embedder.from_pretrained(model, dtype=compute)
+    options = _options(
+        seed=seed,
+        exact_only=not scann,
+        held_out=held_out,
+        dtype=dtype,
+        dimension=dimension,
+        compute=compute,
+        tolerate=tolerate,
+    )
     evaluated = evaluate_embedder(
         embedder,
         layout,
@@ -90,15 +100,16 @@ def evaluate_model(
         dtype=dtype,
         dimension=dimension,
         tolerate=tolerate,
+        told={"compute": compute, "tolerate": tolerate, "options": options},
         say=say,
     )
-    scores: dict[str, Any] = {}
     lines = [*score_table(evaluated.evaluation), *group_lines(evaluated.evaluation)]
     if all_instructions:
         spread = score_paraphrases(
             embedder, evaluated, layout, workdir=workdir, tolerate=tolerate, say=say
         )
-        scores["paraphrases"] = spread.to_dict()
+        with_all = [*options, "--all-instructions"]
+        evaluated.kept.put(PARAPHRASES, {"scores": spread.to_dict(), "options": with_all})
         lines += spread.lines()
     if reranker is not None:
         found = Reranker.from_pretrained(reranker.model, prompt=reranker.prompt, dtype=compute)
@@ -110,10 +121,9 @@ def evaluate_model(
             reranker.options,
             workdir=workdir,
             seed=seed,
+            tolerate=tolerate,
             say=say,
         )
-        scores["reranked"] = {"model": reranker.model, "top": reranker.options.top}
-        scores["reranked"] |= reranked.to_dict()
         lines += reranked_lines(reranked)
         about = {
             "model": reranker.model,
@@ -121,16 +131,41 @@ def evaluate_model(
             "top": reranker.options.top,
             "weights": _origin_of_weights(reranker.options),
         }
-        save(
-            workdir,
-            evaluated,
-            reranked=reranked.orders,
-            scores=scores,
-            about={"reranker": about},
-        )
-    elif scores:
-        save(workdir, evaluated, scores=scores)
-    return Outcome({**evaluated.evaluation.to_dict(), **scores}, lines)
+        named = {"model": reranker.model, "top": reranker.options.top}
+        part = {
+            "scores": {**named, **reranked.to_dict()},
+            "about": about,
+            "options": [*options, *_reranking(reranker)],
+        }
+        scores = save(workdir, evaluated, reranked=reranked.orders, part=part)
+    else:
+        scores = save(workdir, evaluated)
+    return Outcome(scores, lines)
+
+
+def _options(**given: Any) -> list[str]:
+    """The options of `marvel evaluate` that say what was not left as it is by default."""
+    flags = {"exact_only": False, "seed": 0, "tolerate": 0, "dtype": "float32"}
+    defaults = {**flags, "compute": "float32", "dimension": None, "held_out": ()}
+    found: list[str] = []
+    for name, value in given.items():
+        value = tuple(value) if name == "held_out" else value
+        if value == defaults[name]:
+            continue
+        found.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            found += map(str, value if isinstance(value, tuple) else (value,))
+    return found
+
+
+def _reranking(reranker: WithReranker) -> list[str]:
+    """The options of a reranker."""
+    options = reranker.options
+    given = {"--weights": options.weights, "--fit-split": options.fit_split}
+    found = ["--reranker", reranker.model, "--top", str(options.top)]
+    for flag, value in {**given, "--prompt": reranker.prompt}.items():
+        found += [flag, value] if value is not None else []
+    return found
 
 
 def group_lines(evaluation: Evaluation) -> list[str]:

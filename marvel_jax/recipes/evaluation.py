@@ -11,10 +11,22 @@ from marvel_jax.data.mbeir import MbeirFolder, TestSet
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_files
 from marvel_jax.recipes import evaluation_inputs as inputs
+from marvel_jax.recipes import kept_parts
+from marvel_jax.recipes.kept_parts import MEASURED, PARAPHRASES, RERANKED, KeptParts
 from marvel_jax.retrieval import evaluation_folder, retrieval_sets
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates
-from marvel_jax.retrieval.protocols import DEPTH, Evaluation, Rankings, RetrievalSet, evaluate
+from marvel_jax.retrieval.evaluation_folder import SetRankings
+from marvel_jax.retrieval.exact import TopK
+from marvel_jax.retrieval.protocols import (
+    DEPTH,
+    ApproximateScores,
+    Evaluation,
+    Rankings,
+    RetrievalSet,
+    evaluate,
+)
+from marvel_jax.retrieval.report_scores import read_approximate
 from marvel_jax.retrieval.retrieval_sets import QueryVectors
 from marvel_jax.retrieval.scann_index import ScannIndex, ScannUnavailableError
 from marvel_jax.retrieval.store import VectorStore
@@ -28,7 +40,8 @@ class Evaluated:
     """The scores, and what a report or a reranker goes on from.
 
     about: what evaluation.json says. missing: ids of candidates without a vector. origins: by set,
-    what its rankings were made from.
+    what its rankings were made from. kept: what stands beside the scores, of this or of earlier
+    commands.
     """
 
     evaluation: Evaluation
@@ -38,6 +51,7 @@ class Evaluated:
     about: Mapping[str, Any]
     missing: frozenset[str]
     origins: Mapping[str, str]
+    kept: KeptParts
 
 
 def evaluate_embedder(
@@ -52,6 +66,7 @@ def evaluate_embedder(
     dtype: StoreType = "float32",
     dimension: int | None = None,
     tolerate: int = 0,
+    told: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Evaluated:
     """Encodes the union pool into `workdir/store` and the queries into `workdir/queries/`, builds
@@ -71,6 +86,7 @@ def evaluate_embedder(
       dtype: of the stored candidates; queries stay float32.
       dimension: how many numbers of each candidate's vector are kept; None keeps all.
       tolerate: candidates, and queries of a set, that may be unreadable: never found, and counted.
+      told: what evaluation.json says besides: `options` of the command, and what else it chose.
       say: told what is done.
 
     Raises:
@@ -118,8 +134,12 @@ def evaluate_embedder(
     known = inputs.found_before(workdir, sets, origins)
     if known:
         say(f"{len(known)} of {len(sets)} sets were searched before")
+    kept = KeptParts(workdir, kept_parts.origin_of(sets, origins, seed=seed))
+    if kept.dropped:
+        say(f"left out, for they are of other lists: {', '.join(kept.dropped)} of an earlier run")
     choice = f"one of the task's instructions, by the query's id and seed {seed}"
     known |= _searched(workdir, sets, vectors, store, missing, origins, but=known, say=say)
+    measured = _measured(kept, index)
     evaluation = evaluate(
         list(sets.values()),
         vectors,
@@ -129,8 +149,12 @@ def evaluate_embedder(
         modality_of=inputs.modality_of(pool),
         missing=missing,
         rankings=known,
+        approximate=measured,
         seed=seed,
     )
+    if index is not None and measured is None:
+        scores = evaluation.to_dict()["approximate"]
+        kept.put(MEASURED, {"index": index.manifest_hash, "scores": scores})
     about = {
         "model": model or "",
         "model_hash": embedder.model_hash,
@@ -144,10 +168,11 @@ def evaluate_embedder(
         "store": store.content_hash,
         "dtype": store.dtype,
         "dimension": store.dimension,
+        **(told or {}),
         "reranker": None,
         "marvel_jax": marvel_jax.__version__,
     }
-    evaluated = Evaluated(evaluation, store, sets, test_sets, about, missing, origins)
+    evaluated = Evaluated(evaluation, store, sets, test_sets, about, missing, origins, kept)
     save(workdir, evaluated)
     return evaluated
 
@@ -163,8 +188,8 @@ def _searched(
     but: Mapping[str, Rankings],
     say: Say,
 ) -> dict[str, Rankings]:
-    """Searches the sets that were not, and writes their rankings at once: what follows (intervals,
-    ScaNN) may fail or be killed without losing hours of search.
+    """Searches the sets that were not, and writes their lists at once, the local ones set by set:
+    what follows may fail or be killed without losing hours of search.
     """
     rows = {
         name: retrieval_sets.rows_of(one, store, missing=missing)
@@ -173,14 +198,25 @@ def _searched(
     }
     if not rows:
         return {}
+    evaluation_folder.begin(workdir)
+    local = {}
+    for name in rows:
+        lists = evaluation_folder.read_local(workdir, name, origin=origins[name])
+        if lists is not None and len(lists.indices) == len(sets[name].query_ids):
+            local[name] = lists
+
+    def keep(name: str, lists: TopK) -> None:
+        evaluation_folder.write_local(workdir, name, lists, origin=origins[name])
+
     found = retrieval_sets.search(
         [sets[name] for name in rows],
         vectors,
         store,
         rows,
+        local=local,
+        keep=keep,
         progress=lambda what: say(f"searching, {what}"),
     )
-    evaluation_folder.begin(workdir)
     for name, rankings in found.items():
         evaluation_folder.write_rankings(
             workdir,
@@ -200,38 +236,92 @@ def save(
     evaluated: Evaluated,
     *,
     reranked: Mapping[str, Mapping[str, Rankings]] | None = None,
-    scores: Mapping[str, Any] | None = None,
-    about: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes the evaluation folder; `reranked` holds by set the orders of a reranker, `scores` and
-    `about` what comes beside the evaluation's own.
+    part: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes what of the evaluation folder is not there yet; returns the scores.
+
+    `reranked` holds by set the orders of a reranker and `part` the scores of it; without them, and
+    for all else that stands beside the scores, what was kept of earlier commands stays.
     """
-    evaluation = evaluated.evaluation
-    evaluation_folder.begin(workdir)
+    kept = evaluated.kept
+    part = None if part is None else kept_parts.as_json(part)
+    stay = reranked is None and kept.get(RERANKED) is not None
+    left = _unwritten(workdir, evaluated, reranked, any_order=stay)
+    if left and stay:  # some orders are gone, so all of them go
+        left = _unwritten(workdir, evaluated, reranked, any_order=False)
+    if (left and part is None) or (part is not None and part != kept.get(RERANKED)):
+        kept.drop(RERANKED)  # comes again when its orders are written
+    scores, about = evaluated.evaluation.to_dict(), dict(evaluated.about)
+    parts = {RERANKED: part or kept.get(RERANKED), PARAPHRASES: kept.get(PARAPHRASES)}
+    commands = [about.pop("options", [])]
+    for name in (PARAPHRASES, RERANKED):
+        found = parts[name]
+        if found is not None:
+            scores[name] = found["scores"]
+            commands.append(found["options"])
+    about["commands"] = [one for at, one in enumerate(commands) if one not in commands[:at]]
+    about["reranker"] = (parts[RERANKED] or {}).get("about")
+    if left:
+        evaluation_folder.begin(workdir)
+        for lists in left:
+            evaluation_folder.write_rankings(
+                workdir,
+                lists.name,
+                k=lists.k,
+                query_ids=lists.query_ids,
+                retrieved=lists.retrieved,
+                relevant=lists.relevant,
+                relevant_local=lists.relevant_local,
+                reranked=lists.reranked,
+                origin=lists.origin,
+            )
+    if part is not None and part != kept.get(RERANKED):
+        kept.put(RERANKED, part)
+    if left or not evaluation_folder.says(workdir, scores=scores, about=about):
+        evaluation_folder.begin(workdir)
+        evaluation_folder.write(workdir, scores=scores, about=about)
+    return scores
+
+
+def _unwritten(
+    workdir: Path,
+    evaluated: Evaluated,
+    reranked: Mapping[str, Mapping[str, Rankings]] | None,
+    *,
+    any_order: bool,
+) -> list[SetRankings]:
+    """The sets whose lists are not in the folder as they are to be."""
+    found = []
     for name, one in evaluated.sets.items():
-        evaluation_folder.write_rankings(
-            workdir,
+        lists = SetRankings(
             name,
-            k=one.k,
-            query_ids=one.query_ids,
-            retrieved=evaluation.rankings[name],
-            relevant=evaluation.rows[name].relevant,
-            relevant_local=evaluation.rows[name].relevant_local,
-            reranked=(reranked or {}).get(name),
-            origin=evaluated.origins[name],
+            one.k,
+            list(one.query_ids),
+            evaluated.evaluation.rankings[name],
+            evaluated.evaluation.rows[name].relevant,
+            evaluated.evaluation.rows[name].relevant_local,
+            (reranked or {}).get(name, {}),
+            evaluated.origins[name],
         )
-    evaluation_folder.write(
-        workdir,
-        scores={**evaluation.to_dict(), **(scores or {})},
-        about={**evaluated.about, **(about or {})},
-    )
+        if not evaluation_folder.holds(workdir, lists, any_order=any_order):
+            found.append(lists)
+    return found
+
+
+def _measured(kept: KeptParts, index: ScannIndex | None) -> ApproximateScores | None:
+    """What an earlier run measured of this index, which takes as long as a search."""
+    part = kept.get(MEASURED)
+    if index is None or part is None or part["index"] != index.manifest_hash:
+        return None
+    return read_approximate(part["scores"])
 
 
 def open_or_build(path: Path, store: VectorStore, *, say: Say) -> ScannIndex | None:
     """The ScaNN index of a store; None, and a line that says so, where ScaNN has no wheel."""
     try:
         if path.is_dir():
-            return ScannIndex.open(path, store)
+            progress = Ticker(say, "bytes of the index verified")
+            return ScannIndex.open(path, store, progress=progress)
         say("building the ScaNN index")
         return ScannIndex.build(store, path=path, say=say)
     except ScannUnavailableError as error:

@@ -16,11 +16,13 @@ from marvel_jax.recipes.evaluation import Ticker
 from marvel_jax.recipes.searched_pool import Rows, SearchedPool
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_queries
+from marvel_jax.retrieval.retrieval_sets import RetrievalSet, queries_at_once
 from marvel_jax.retrieval.store import VectorStore
+from marvel_jax.retrieval.store_types import StoreType
 
 POOLS = ("local", "global")
 
-_BLOCK = 2048  # queries searched together
+_NO_ANSWER = -1.0  # the least cosine, for the best of answers none of which has a vector
 
 
 def write_lists(
@@ -32,6 +34,9 @@ def write_lists(
     seed: int,
     vectors: Path,
     out: Mapping[str, Path],
+    dtype: StoreType = "float32",
+    dimension: int | None = None,
+    tolerate: int = 0,
     say: Callable[[str], None],
 ) -> int:
     """Writes the best `depth` candidates of every query into `out["local"]` and `out["global"]`.
@@ -40,17 +45,33 @@ def write_lists(
     negatives that record every result and choose none, so that `retrieval.rerank_lists` reads
     them and no training takes them. Returns the number of queries.
 
+    The candidates are stored as `dtype` of `dimension` numbers, and up to `tolerate` of them may
+    be unreadable: nothing finds those. Of the queries none may be.
+
     Raises:
       MarvelError: a query is in two sets, or the files there were made otherwise.
     """
-    source = layout.judged_source(split)
     sets = layout.test_sets(split)
     count = sum(len(one.queries) for one in sets)
     ids = {query.id for one in sets for query in one.queries}
     if len(ids) < count:
         raise MarvelError(f"{layout.root}: {count - len(ids)} queries of {split} occur twice.")
-    pool = SearchedPool.encode(embedder, layout.judged_pool(split), vectors, say=say)
-    modality = {candidate.id: candidate.modality for candidate in source.candidates}
+    if all(out[name].exists() for name in POOLS):
+        return count
+    source = layout.judged_source(split)
+    pool = SearchedPool.encode(
+        embedder,
+        layout.judged_pool(split),
+        vectors,
+        dtype=dtype,
+        dimension=dimension,
+        tolerate=tolerate,
+        say=say,
+    )
+
+    def modality(id: str) -> str:
+        return source.candidates[source.candidate_index(id)].modality
+
     pools = {one.name: IdTable(one.pool, "did") for one in sets}
     for name in POOLS:
         if out[name].exists():
@@ -69,9 +90,10 @@ def write_lists(
             )
             chosen = None
             if name == "local":
-                chosen = pool.rows([candidate.id for candidate in one.pool])
-            for start in range(0, len(queries), _BLOCK):
-                rows = np.arange(start, min(start + _BLOCK, len(queries)))
+                chosen = pool.rows(RetrievalSet.of(one).pool)
+            block = queries_at_once(queries.dimension)  # a block reads the store once
+            for start in range(0, len(queries), block):
+                rows = np.arange(start, min(start + block, len(queries)))
                 left = [row for row in rows.tolist() if queries.ids[row] not in done]
                 if left:
                     own = pools[one.name] if name == "local" else None
@@ -105,7 +127,7 @@ def _lines(
     chosen: Rows | None,
     own: IdTable | None,
     depth: int,
-    modality: Mapping[str, str],
+    modality: Callable[[str], str],
 ) -> Iterator[dict[str, Any]]:
     vectors = queries.vectors(rows)
     found = pool.nearest(vectors, depth, among=chosen)
@@ -113,17 +135,17 @@ def _lines(
         query = test_set.queries[row]
         answers = sorted(test_set.qrels[query.id])
         there = [id for id in answers if own is None or own.find(id) is not None]
-        best = pool.vectors(there) @ vector
+        best = pool.cosines(there, vector)
         right = [place for place, id in enumerate(ids, start=1) if id in test_set.qrels[query.id]]
         yield {
             "qid": query.id,
             "task": f"{query.dataset}:{query.task.id}",
             "negatives": [],
-            "positive_similarity": float(best.max()),
+            "positive_similarity": float(best.max(initial=_NO_ANSWER)),
             "positive_rank": right[0] if right else None,
             "candidates": ids,
             "similarities": scores,
             "ranks": list(range(1, len(ids) + 1)),
-            "modalities": [modality[id] for id in ids],
+            "modalities": [modality(id) for id in ids],
             "reasons": ["left"] * len(ids),
         }

@@ -1,6 +1,7 @@
 """What `marvel report` does: everything that explains an evaluation, on one page and in tables."""
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ from marvel_jax.retrieval.report_scores import judged_sets, read_scores
 from marvel_jax.retrieval.store import VectorStore
 
 Say = Callable[[str], None]
+
+_DIFFERING = {
+    "seed": "Seed of the instructions",
+    "data": "Data",
+    "dtype": "Type of the stored vectors",
+    "dimension": "Numbers a vector",
+    "compute": "Computed in",
+    "missing": "Candidates that could not be read",
+}
+"""What two evaluations may differ in besides the model, by the field of evaluation.json."""
 
 _ORDERS = {"reranked": "the reranker alone", "fused": "retrieval and reranker, fused"}
 
@@ -124,7 +135,8 @@ def analyse(
     say("modality obedience")
     obeyed = obedience(sets, candidates, seed=seed)
     say("copies")
-    collapsed = copies(sets, candidates, seed=seed)
+    compute = folder.about.get("compute", "float32")
+    collapsed = copies(sets, candidates, compute=compute, seed=seed)
     compared = None
     if against is not None:
         say(f"comparing with {against.path}")
@@ -155,7 +167,7 @@ def _against(
     theirs = read_scores(other.scores, where=other.path / evaluation_folder.SCORES)
     notes = [
         f"{meaning}: {mine!r} here, {there!r} there."
-        for field, meaning in (("seed", "Seed of the instructions"), ("data", "Data"))
+        for field, meaning in _DIFFERING.items()
         if (mine := folder.about.get(field)) != (there := other.about.get(field))
     ]
     names = (_name(folder), _name(other))
@@ -246,8 +258,11 @@ def _facts(folder: EvaluationFolder, model: str) -> dict[str, str]:
         "Data": about.get("data", ""),
         "Vectors": about.get("store", ""),
         "Instructions": f"seed {about['seed']}",
+        "Stored as": _stored(about),
+        "Computed in": about.get("compute", ""),
         "Results kept a query": str(about.get("depth", "")),
         "Reranker": reranker.get("model", "none"),
+        "Weight of the reranker": reranker.get("weights", ""),
         "marvel-jax": about.get("marvel_jax", ""),
     }
     return {name: str(value) for name, value in facts.items() if value}
@@ -256,12 +271,19 @@ def _facts(folder: EvaluationFolder, model: str) -> dict[str, str]:
 def _commands(
     folder: EvaluationFolder, model: str, layout: MbeirFolder, against: Path | None
 ) -> list[str]:
-    seed = f" --seed {folder.about['seed']}" if folder.about["seed"] else ""
-    beside = f" --against {against}" if against else ""
-    return [
-        f"marvel evaluate {model} --data {layout.root} --workdir {folder.path}{seed}",
-        f"marvel report {folder.path}{beside}",
+    place = ["--data", str(layout.root), "--workdir", str(folder.path)]
+    beside = ["--against", str(against)] if against else []
+    told = [
+        ["marvel", "evaluate", model, *place, *options]
+        for options in folder.about.get("commands", [[]])
     ]
+    return [shlex.join(one) for one in (*told, ["marvel", "report", str(folder.path), *beside])]
+
+
+def _stored(about: Mapping[str, Any]) -> str:
+    if "dtype" not in about or "dimension" not in about:
+        return ""
+    return f"{about['dtype']}, {about['dimension']:,} numbers a vector"
 
 
 def _headline(scores: Evaluation, analyses: Analyses) -> dict[str, Any]:

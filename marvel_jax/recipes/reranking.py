@@ -120,9 +120,12 @@ def rerank_evaluation(
     *,
     workdir: Path,
     seed: int,
+    tolerate: int = 0,
     say: Say,
 ) -> RerankedEvaluation:
     """Scores the first results of every query in both pools, and fuses; goes on where it stopped.
+
+    Validation's candidates are stored as test's are, and so many of them may be unreadable.
 
     Raises:
       MarvelError: what reranking, fitting or scoring refuses.
@@ -144,6 +147,7 @@ def rerank_evaluation(
             options,
             workdir=workdir,
             seed=seed,
+            tolerate=tolerate,
             say=say,
         )
     judgements, cost = judge(
@@ -179,17 +183,25 @@ def _fitted(
     *,
     workdir: Path,
     seed: int,
+    tolerate: int,
     say: Say,
 ) -> dict[Pool, FusionWeights]:
     """A weight for each set and pool, fitted on another split's queries."""
     split = str(options.fit_split)
     folder = workdir / "rerank" / split
     kept = folder / "vectors" / "store"
-    plain = evaluated.store.dtype == "float32" and evaluated.store.dimension == embedder.dimension
-    if plain and not kept.exists():  # the union pool of test serves other splits too
+    if not kept.exists():  # the union pool of test serves other splits too
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.symlink_to((workdir / "store").resolve(), target_is_directory=True)
-    key = hash_json([embedder.manifest_fields(), reranker.manifest_fields(), options.top, seed])
+    key = hash_json(
+        [
+            embedder.manifest_fields(),
+            reranker.manifest_fields(),
+            options.top,
+            seed,
+            evaluated.store.content_hash,
+        ]
+    )
     lists = {pool: folder / f"{key}-{pool}.jsonl" for pool in POOLS}
     say(f"fitting the weights on {split}")
     recall.write_lists(
@@ -200,6 +212,9 @@ def _fitted(
         seed=seed,
         vectors=folder / "vectors",
         out={str(pool): path for pool, path in lists.items()},
+        dtype=evaluated.store.dtype,
+        dimension=evaluated.store.dimension,
+        tolerate=max(tolerate, len(evaluated.missing)),
         say=say,
     )
     weights: dict[Pool, FusionWeights] = {}

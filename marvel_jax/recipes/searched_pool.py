@@ -16,10 +16,12 @@ from marvel_jax.data.mbeir_pools import JudgedPool
 from marvel_jax.data.records import Records
 from marvel_jax.files import hash_bytes, hash_files
 from marvel_jax.recipes.evaluation import Ticker
+from marvel_jax.recipes.evaluation_inputs import failures
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates
 from marvel_jax.retrieval.exact import top_k
 from marvel_jax.retrieval.store import VectorStore
+from marvel_jax.retrieval.store_types import StoreType
 
 Rows = tuple[np.ndarray, ...]
 """Rows of each store of a pool."""
@@ -27,21 +29,35 @@ Rows = tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class SearchedPool:
-    """A store of the union pool, and one of what is beside it, searched as one."""
+    """A store of the union pool, and one of what is beside it, searched as one.
+
+    missing: candidates that could not be encoded, which nothing finds.
+    """
 
     union: VectorStore
     beside: VectorStore | None = None
+    missing: frozenset[str] = frozenset()
 
     @classmethod
     def encode(
-        cls, embedder: Embedder, pool: JudgedPool, folder: Path, *, say: Callable[[str], None]
+        cls,
+        embedder: Embedder,
+        pool: JudgedPool,
+        folder: Path,
+        *,
+        dtype: StoreType = "float32",
+        dimension: int | None = None,
+        tolerate: int = 0,
+        say: Callable[[str], None],
     ) -> "SearchedPool":
         """Encodes a pool into `folder`, or opens what is there of the same model and pool.
 
         `folder/store` holds the union pool, as an evaluation keeps it, `folder/beside` the rest.
+        `dtype`, `dimension` and `tolerate` are those of `encode_candidates`.
 
         Raises:
-          MarvelError: what is there was made otherwise, or a picture cannot be read.
+          MarvelError: what is there was made otherwise, or more than `tolerate` pictures cannot
+            be read.
         """
         there = {"store": pool.union} | ({"beside": pool.beside} if len(pool.beside) else {})
         stores = [
@@ -50,11 +66,20 @@ class SearchedPool:
                 records,
                 folder / name,
                 source_hash=_content(records),
+                dtype=dtype,
+                dimension=dimension,
+                tolerate=tolerate,
                 progress=Ticker(say, "candidates"),
             )
             for name, records in there.items()
         ]
-        return cls(*stores)
+        # The list of what a store lacks lies beside it, and the store may be a link to it.
+        lacking = [failures((folder / name).resolve()) for name in there]
+        return cls(
+            union=stores[0],
+            beside=stores[1] if len(stores) > 1 else None,
+            missing=frozenset[str]().union(*lacking),
+        )
 
     @cached_property
     def _ids_beside(self) -> frozenset[str]:
@@ -65,11 +90,13 @@ class SearchedPool:
         return [self.union] if self.beside is None else [self.union, self.beside]
 
     def rows(self, ids: Sequence[str]) -> Rows:
-        """Where these candidates are, in ascending order.
+        """Where these candidates are, in ascending order; those that are missing are left out.
 
         Raises:
-          MarvelError: one of them is in neither store.
+          MarvelError: one of the others is in neither store.
         """
+        if self.missing:
+            ids = [one for one in ids if one not in self.missing]
         found = [self.union.rows_of([one for one in ids if one not in self._ids_beside])]
         if self.beside is not None:
             found.append(self.beside.rows_of([one for one in ids if one in self._ids_beside]))
@@ -78,7 +105,10 @@ class SearchedPool:
     def nearest(
         self, vectors: np.ndarray, depth: int, *, among: Rows | None = None
     ) -> Iterator[tuple[list[str], list[float]]]:
-        """Of each query [Q, D] the ids and cosines of the best `depth`; equal ones by id."""
+        """Of each query [Q, D] the ids and cosines of the best `depth`; equal ones by id.
+
+        Queries of more numbers than a store keeps are cut to it, as everywhere.
+        """
         found = []
         for number, store in enumerate(self._stores):
             subset = None if among is None else among[number]
@@ -94,11 +124,12 @@ class SearchedPool:
             )[:depth]
             yield [id for _, id in ranked], [-negated for negated, _ in ranked]
 
-    def vectors(self, ids: Sequence[str]) -> np.ndarray:
-        """float32 [n, D]: the vectors of these candidates, in no particular order."""
+    def cosines(self, ids: Sequence[str], vector: np.ndarray) -> np.ndarray:
+        """float32 [n]: of one query with those that have a vector, in no particular order."""
         rows = self.rows(ids)
         parts = [store.vectors(own) for store, own in zip(self._stores, rows, strict=True)]
-        return np.concatenate(parts)
+        cosines: np.ndarray = np.concatenate(parts) @ self.union.fit(vector[None])[0]
+        return cosines
 
 
 def _content(records: Records[Any]) -> str:

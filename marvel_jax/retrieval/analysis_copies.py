@@ -9,8 +9,10 @@ Two candidates are copies where
 - their content is the same: texts by their characters, pictures by the bytes of their files; or
 - their vectors are within 1e-6 of each other (Euclidean), in a store of float32 or bfloat16.
   (Coarser types give one code to different contents.)
-Copies score alike. So only neighbours in a list whose scores are within 1e-5 are compared, and
-right answers beyond the list's end only with those at its end.
+Copies score alike, to the precision that the model computed in: of one content, vectors that were
+computed in other rows of a forward pass differ by some 1e-7 in float32 and some 1e-3 in bfloat16.
+So only results whose scores are that near (`SAME_SCORE`) are compared, and right answers beyond the
+list's end only with those at its end.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +26,9 @@ from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.metrics import Interval, bootstrap_interval, relevance
 from marvel_jax.retrieval.store import VectorStore
 
-SAME_SCORE = 1e-5
+SAME_SCORE = {"float32": 1e-5, "bfloat16": 4e-3}
 SAME_VECTOR = 1e-6
+_QUERIES = 1024  # whose pairs are held together: 1,225 each where all of 50 scores are alike
 _PAIRS = 4096  # compared at a time: 2 x 4096 x 3584 float32 is 112 MiB
 _COARSE = ("int8", "binary")
 
@@ -50,9 +53,10 @@ class CopyScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Copies:
-    """All sets, in both pools, and the means over sets."""
+    """All sets, in both pools, and the means over sets; copies score within `same_score`."""
 
     sets: tuple[CopyScores, ...]
+    same_score: float
 
     def mean(self, pool: str) -> tuple[float, float]:
         """The protocol's score and the collapsed one, as means over sets."""
@@ -63,7 +67,7 @@ class Copies:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
-            "same_score": SAME_SCORE,
+            "same_score": self.same_score,
             "same_vector": SAME_VECTOR,
             "sets": [
                 one._asdict()
@@ -73,9 +77,18 @@ class Copies:
         }
 
 
-def copies(sets: Sequence[JudgedSet], candidates: Candidates, *, seed: int = 0) -> Copies:
-    """Every set's score with copies in one place; `seed` is that of the bootstrap."""
-    found = []
+def copies(
+    sets: Sequence[JudgedSet],
+    candidates: Candidates,
+    *,
+    compute: str = "float32",
+    seed: int = 0,
+) -> Copies:
+    """Every set's score with copies in one place.
+
+    `compute` is the type that the vectors were computed in, `seed` that of the bootstrap.
+    """
+    found, near = [], SAME_SCORE[compute]
     for number, one in enumerate(sets):
         draws = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         lists: tuple[tuple[Literal["local", "global"], TopK], ...] = (
@@ -84,8 +97,12 @@ def copies(sets: Sequence[JudgedSet], candidates: Candidates, *, seed: int = 0) 
         )
         for pool, ranking in lists:
             relevant = one.answers(pool)
-            pairs = _alike(ranking, relevant, k=one.k)
-            same = same_pairs(pairs, candidates.store, content=candidates.content)
+            same: Pairs = frozenset()
+            for start in range(0, len(ranking.indices), _QUERIES):
+                part = slice(start, start + _QUERIES)
+                some = TopK(ranking.scores[part], ranking.indices[part])
+                pairs = _alike(some, relevant[part], k=one.k, near=near)
+                same |= same_pairs(pairs, candidates.store, content=candidates.content)
             standard, collapsed, touched = collapse(ranking, relevant, k=one.k, same=same)
             found.append(
                 CopyScores(
@@ -98,7 +115,7 @@ def copies(sets: Sequence[JudgedSet], candidates: Candidates, *, seed: int = 0) 
                     queries=int(touched.sum()),
                 )
             )
-    return Copies(tuple(found))
+    return Copies(tuple(found), near)
 
 
 def same_pairs(
@@ -171,26 +188,26 @@ def _group(row: int, partners: dict[int, set[int]]) -> set[int]:
     return group
 
 
-def _alike(ranking: TopK, relevant: Sequence[np.ndarray], *, k: int) -> np.ndarray:
-    """Int64 [P, 2]: pairs of rows (first < second) that some query scores alike."""
-    scores, rows = ranking.scores, ranking.indices
-    with np.errstate(invalid="ignore"):  # -inf beside -inf where a list ends
-        near = (scores[:, :-1] - scores[:, 1:] <= SAME_SCORE) & (rows[:, 1:] >= 0)
-    pairs: set[tuple[int, int]] = set()
-    for query in np.flatnonzero(near.any(axis=1) | (rows[:, -1] >= 0)).tolist():
-        length = int((rows[query] >= 0).sum())
-        breaks = np.flatnonzero(~near[query, : length - 1]) + 1
-        runs = np.split(rows[query, :length], breaks)
-        # Only where copies before it can move the last run into the first k.
-        start = length - len(runs[-1])
-        if rows[query, -1] >= 0 and start - int(near[query, :start].sum()) < k:
-            beyond = np.setdiff1d(relevant[query], rows[query])
-            runs[-1] = np.concatenate([runs[-1], beyond])
-        for run in runs:
-            members = sorted(set(run.tolist()))
-            pairs.update(
-                (first, second)
-                for place, first in enumerate(members)
-                for second in members[place + 1 :]
-            )
-    return np.array(sorted(pairs), np.int64).reshape(-1, 2)
+def _alike(ranking: TopK, relevant: Sequence[np.ndarray], *, k: int, near: float) -> np.ndarray:
+    """Int64 [P, 2]: pairs of rows (first < second) that some query scores within `near`."""
+    found = [np.empty((0, 2), np.int64)]
+    for rows, scores, answers in zip(ranking.indices, ranking.scores, relevant, strict=True):
+        length = int((rows >= 0).sum())
+        if not length:
+            continue
+        # Scores fall: of each place, where those that are near it end.
+        falls = -scores[:length].astype(np.float64)
+        ends = np.searchsorted(falls, falls + near, side="right")
+        counts = ends - np.arange(length) - 1
+        first = np.repeat(np.arange(length), counts)
+        second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
+        found.append(np.stack([rows[first], rows[second]], axis=1))
+        # Only where copies before it can move the list's end into the first k.
+        start = int(np.argmax(ends == length))
+        if length == len(rows) and start - int((counts[:start] > 0).sum()) < k:
+            beyond = np.setdiff1d(answers, rows)
+            both = np.concatenate([rows[start:], beyond])
+            one, other = np.triu_indices(len(both), k=1)
+            found.append(np.stack([both[one], both[other]], axis=1)[other >= length - start])
+    pairs = np.sort(np.concatenate(found).astype(np.int64), axis=1)
+    return np.unique(pairs, axis=0)

@@ -257,7 +257,7 @@ class Embedder:
                 if error is not None:
                     _tell(place, error, on_failure)
                     failed.append(place)
-            first = first_copies(sketches, read)
+            first = first_copies(sketches, read, pool=pool)
             copies = np.bincount(first, minlength=len(listed))
             whole = np.flatnonzero(first == np.arange(len(listed)))
             whole = whole[~np.isin(whole, failed)]

@@ -6,11 +6,13 @@ where another item has the same texts, sizes and instruction.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from marvel_jax.data.items import Image, Item, Part, is_pillow
+from marvel_jax.retrieval.prefetch import ahead
 
 
 def sketch(item: Item) -> bytes:
@@ -22,23 +24,31 @@ def sketch(item: Item) -> bytes:
     return _digest(item, lambda image: str(_size(image)).encode())
 
 
-def first_copies(sketches: Sequence[bytes | None], read: Callable[[int], Item]) -> np.ndarray:
+def first_copies(
+    sketches: Sequence[bytes | None],
+    read: Callable[[int], Item],
+    *,
+    pool: ThreadPoolExecutor | None = None,
+) -> np.ndarray:
     """int64 [N]: the place of the first item that each item is a copy of, or its own.
 
     Where the sketch is None, the item is nobody's copy. Pictures of those that share a sketch are
-    read once.
+    read once, by the threads of `pool` if there is one.
     """
     first = np.arange(len(sketches))
     sharing: dict[bytes, list[int]] = {}
     for place, one in enumerate(sketches):
         if one is not None:
             sharing.setdefault(one, []).append(place)
-    for places in sharing.values():
-        if len(places) == 1:
-            continue
-        found: dict[bytes, int] = {}
-        for place in places:
-            first[place] = found.setdefault(_content(read(place), place), place)
+    shared = [place for places in sharing.values() if len(places) > 1 for place in places]
+
+    def content(place: int) -> bytes:
+        return _content(read(place), place)
+
+    contents = map(content, shared) if pool is None else ahead(pool, content, shared, depth=64)
+    found: dict[bytes, int] = {}  # of equal content, the sketch is equal, too
+    for place, one in zip(shared, contents, strict=True):
+        first[place] = found.setdefault(one, place)
     return first
 
 

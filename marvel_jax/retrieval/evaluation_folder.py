@@ -17,8 +17,11 @@ A file of rankings holds, for Q queries and lists of K = 50 results:
     reranked_local_rows, fused_global_scores, ...
                     after a reranker: the same lists by P(Yes) alone, and by the fused score
     origin          a hash of what the lists were made from; other lists are not used again
+
+While sets are searched, `rankings/.NAME.local.npz` holds the local lists of those that are done.
 """
 
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,6 +134,34 @@ def write(path: Path | str, *, scores: Mapping[str, Any], about: Mapping[str, An
     write_json(path / ABOUT, {"version": VERSION, **about})
 
 
+def says(path: Path | str, *, scores: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """Whether the folder is whole with just these scores and facts."""
+    try:
+        found = read(path)
+    except MarvelError:
+        return False
+    wanted = json.loads(json.dumps([scores, {"version": VERSION, **about}]))  # lists for tuples
+    return [found.scores, found.about] == wanted
+
+
+def holds(path: Path | str, lists: SetRankings, *, any_order: bool = False) -> bool:
+    """Whether the file of a set holds these lists; with `any_order`, and any of a reranker's."""
+    try:
+        found = read_rankings(path, lists.name)
+    except MarvelError:
+        return False
+    same = (found.origin, found.k, found.query_ids) == (lists.origin, lists.k, lists.query_ids)
+    orders = found.reranked if any_order else lists.reranked
+    return (
+        same
+        and set(orders) == set(found.reranked)
+        and all(_equal(found.reranked[name], orders[name]) for name in orders)
+        and _equal(found.retrieved, lists.retrieved)
+        and _all_equal(found.relevant, lists.relevant)
+        and _all_equal(found.relevant_local, lists.relevant_local)
+    )
+
+
 def begin(path: Path | str) -> None:
     """From here on until `write` the folder is not a whole evaluation."""
     (Path(path) / ABOUT).unlink(missing_ok=True)
@@ -174,6 +205,28 @@ def write_rankings(
     with partial.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
     partial.replace(file)
+    _local_file(path, name).unlink(missing_ok=True)
+
+
+def write_local(path: Path | str, name: str, found: TopK, *, origin: str) -> None:
+    """Keeps a set's local lists until `write_rankings` has all of its lists."""
+    file = _local_file(path, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("wb") as stream:
+        np.savez(stream, rows=found.indices, scores=found.scores, origin=np.array(origin))
+    partial.replace(file)
+
+
+def read_local(path: Path | str, name: str, *, origin: str) -> TopK | None:
+    """The local lists that `write_local` kept, if they are whole and of this origin."""
+    try:
+        with np.load(_local_file(path, name), allow_pickle=False) as stored:
+            if str(stored["origin"]) != origin:
+                return None
+            return TopK(stored["scores"], stored["rows"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None  # not there, or not whole: it is searched again
 
 
 def read_rankings(path: Path | str, name: str) -> SetRankings:
@@ -226,6 +279,14 @@ def read_rankings(path: Path | str, name: str) -> SetRankings:
     return found
 
 
+def _equal(first: Rankings, second: Rankings) -> bool:
+    return all(_all_equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def _all_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
+
+
 def _both(arrays: Mapping[str, np.ndarray], stem: str) -> Rankings:
     return Rankings(
         *(
@@ -233,6 +294,10 @@ def _both(arrays: Mapping[str, np.ndarray], stem: str) -> Rankings:
             for pool in ("local", "global")
         )
     )
+
+
+def _local_file(path: Path | str, name: str) -> Path:
+    return Path(path) / "rankings" / f".{name}.local.npz"
 
 
 def _file(path: Path | str, name: str) -> Path:

@@ -15,7 +15,14 @@ Made = TypeVar("Made")
 
 def workers() -> ThreadPoolExecutor:
     """A pool of threads for decoding: half of the cores, at least two and at most eight."""
-    return ThreadPoolExecutor(max_workers=min(_MOST_WORKERS, max(2, (os.cpu_count() or 1) // 2)))
+    return ThreadPoolExecutor(max_workers=min(_MOST_WORKERS, max(2, cores() // 2)))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ahead(

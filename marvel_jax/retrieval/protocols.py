@@ -146,6 +146,7 @@ def evaluate(
     modality_of: Callable[[str], str] | None = None,
     missing: Collection[str] = (),
     rankings: Mapping[str, Rankings] | None = None,
+    approximate: ApproximateScores | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -161,6 +162,7 @@ def evaluate(
       modality_of: candidate id -> modality; gives the share of wrong-modality answers.
       missing: ids that may lack a vector: such a candidate is never found, such an answer counts.
       rankings: what was retrieved before for some of the sets, which are not searched again.
+      approximate: what was measured of `index` before; it is not measured again.
       seed: of the bootstrap.
       progress: told what is searched next.
 
@@ -221,7 +223,8 @@ def evaluate(
         mean_local=every.local_pool,
         mean_global=every.global_pool,
         instruction_choice=instruction_choice,
-        approximate=_approximate(sets, query_vectors, rankings, rows, index) if index else None,
+        approximate=approximate
+        or (_approximate(sets, query_vectors, rankings, rows, index) if index else None),
         rankings=dict(rankings),
         by_task=tuple(tasks),
         by_protocol=tuple(_group(name, part, draws) for name, part in parts if part)
@@ -334,9 +337,13 @@ def _approximate(
     return ApproximateScores(
         description=describe(index.config),
         build_seconds=index.build_seconds,
-        recall=float(np.concatenate(list(recalls.values())).mean()),
-        recall_by_set={name: float(recall.mean()) for name, recall in recalls.items()},
+        recall=_mean(np.concatenate(list(recalls.values()))),
+        recall_by_set={name: _mean(recall) for name, recall in recalls.items()},
         speed=measure(lambda part: index.search(part, width), sample),
         exact_speed=measure(lambda part: top_k(part, index.store, width), sample),
         hit=hits,
     )
+
+
+def _mean(recall: np.ndarray) -> float:
+    return float(recall.mean()) if len(recall) else 0.0  # no query of the set could be read

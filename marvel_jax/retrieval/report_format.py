@@ -6,9 +6,10 @@ from pathlib import Path
 
 import PIL.Image
 
-from marvel_jax.data.images import load_image
-from marvel_jax.data.items import Image, Item
+from marvel_jax.data.images import ImageError, load_image
+from marvel_jax.data.items import Image, Item, Video, Visual
 from marvel_jax.data.video import first_frame
+from marvel_jax.data.video_file import require_pyav
 from marvel_jax.retrieval.metrics import Interval
 
 THUMBNAIL = 96  # pixels: sixteen sets of four examples stay far below 3 MB
@@ -29,21 +30,29 @@ TASK_TITLES = {
 }
 
 
-def picture(image: Image) -> str:
-    """A picture as a data: URI, at most THUMBNAIL pixels a side."""
-    thumbnail = load_image(image).copy()
+def picture(visual: Visual) -> str | None:
+    """A picture as a data: URI, at most THUMBNAIL pixels a side; a video's first frame stands for
+    it. None where it cannot be read: an evaluation tolerates some, and its report says so.
+
+    Raises:
+      MarvelError: a video's file, and PyAV is not installed.
+    """
+    if isinstance(visual, Video) and isinstance(visual.source, str | Path | bytes):
+        require_pyav()
+    try:
+        still = Image(first_frame(visual)) if isinstance(visual, Video) else visual
+        thumbnail = load_image(still).copy()
+    except ImageError:
+        return None
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     thumbnail.save(stream, "WEBP", quality=88, method=4)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def pictures(item: Item) -> list[Image]:
-    """The item's pictures; a video's first frame stands for it."""
-    return [
-        part if isinstance(part, Image) else Image(first_frame(part), name=part.describe())
-        for part in item.visuals
-    ]
+def pictures(item: Item) -> list[Visual]:
+    """The item's pictures and videos."""
+    return list(item.visuals)
 
 
 def texts(item: Item) -> list[str]:
@@ -51,8 +60,8 @@ def texts(item: Item) -> list[str]:
     return [part for part in item.parts if isinstance(part, str)]
 
 
-def alt(image: Image) -> str:
-    """What stands for a picture: its file's name."""
+def alt(image: Visual) -> str:
+    """What stands for a picture or a video: its file's name."""
     if isinstance(image.source, str | Path):
         return Path(image.source).stem
     return Path(image.name).stem if image.name else "picture"

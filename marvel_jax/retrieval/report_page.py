@@ -33,11 +33,7 @@ FILTERS = (
 
 
 def render(report: Report) -> str:
-    """The page of a report, as HTML text.
-
-    Raises:
-      MarvelError: a picture of an example cannot be read; it is named.
-    """
+    """The page of a report, as HTML text. A picture that cannot be read is named as such."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names and captions come from a corpus
@@ -64,9 +60,6 @@ def render(report: Report) -> str:
 def write_report(report: Report, folder: Path | str) -> Path:
     """Writes `report.json`, the tables as CSV and the self-contained `index.html`; returns the
     page's path.
-
-    Raises:
-      MarvelError: a picture of an example cannot be read; it is named.
     """
     folder = Path(folder)
     page = render(report)

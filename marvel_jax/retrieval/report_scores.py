@@ -33,7 +33,7 @@ def read_scores(scores: Mapping[str, Any], *, where: Path | str) -> Evaluation:
             mean_local=Interval(**scores["mean_local"]),
             mean_global=Interval(**scores["mean_global"]),
             instruction_choice=scores["instruction_choice"],
-            approximate=_approximate(scores["approximate"]) if scores["approximate"] else None,
+            approximate=read_approximate(scores["approximate"]) if scores["approximate"] else None,
             rankings={},
             by_task=tuple(_group(one) for one in scores["by_task"]),
             by_protocol=tuple(_group(one) for one in scores["by_protocol"]),
@@ -107,6 +107,7 @@ def _group(one: Mapping[str, Any]) -> GroupScores:
     )
 
 
-def _approximate(one: Mapping[str, Any]) -> ApproximateScores:
+def read_approximate(one: Mapping[str, Any]) -> ApproximateScores:
+    """What was written of ScaNN's scores; KeyError or TypeError where a field is missing."""
     speeds = {name: Speed(**one[name]) for name in ("speed", "exact_speed")}
     return ApproximateScores(**{**one, **speeds})

@@ -135,6 +135,8 @@ def search(
     rows: Mapping[str, SetRows],
     *,
     depth: int = DEPTH,
+    local: Mapping[str, TopK] | None = None,
+    keep: Callable[[str, TopK], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Rankings]:
     """The best `depth` of every query, in its set's pool and among all candidates of the store.
@@ -143,6 +145,9 @@ def search(
     them (once for each 2 GiB of query vectors), and once more for the local pools. Where a pool is
     smaller than `depth`, a list ends with row -1 and score -inf.
 
+    Sets named in `local` have been searched in their own pools, with these results; `keep` is told
+    of each other set's as soon as they are found.
+
     Raises:
       MarvelError: a set has no vectors, or not one for each query, or of another dimension.
     """
@@ -150,29 +155,33 @@ def search(
         _check_vectors(one, query_vectors)
     if not sets:
         return {}
-    local: dict[str, TopK] = {}
+    own = dict(local or {})
     for one in sets:
+        if one.name in own:
+            continue
         if progress:
             progress(f"{one.name}: {len(rows[one.name].pool):,} candidates")
         vectors = query_vectors[one.name]
         pool = rows[one.name].pool
         parts = [
             _top(part, store, depth, subset=pool)
-            for part in _chunks([vectors], _rows_at_once(store.dimension))
+            for part in _chunks([vectors], queries_at_once(store.dimension))
         ]
-        local[one.name] = _joined(parts)
+        own[one.name] = _joined(parts)
+        if keep:
+            keep(one.name, own[one.name])
     if progress:
         progress(f"all sets: {len(store):,} candidates")
     everything = [query_vectors[one.name] for one in sets]
     parts = [
         _top(part, store, depth, subset=None)
-        for part in _chunks(everything, _rows_at_once(store.dimension))
+        for part in _chunks(everything, queries_at_once(store.dimension))
     ]
     union = _joined(parts)
     bounds = np.cumsum([0, *(len(vectors) for vectors in everything)])
     return {
         one.name: Rankings(
-            local[one.name],
+            own[one.name],
             TopK(union.scores[start:stop].copy(), union.indices[start:stop].copy()),
         )
         for one, start, stop in zip(sets, bounds[:-1], bounds[1:], strict=True)
@@ -231,7 +240,8 @@ def _check_vectors(test_set: RetrievalSet, query_vectors: Mapping[str, QueryVect
         )
 
 
-def _rows_at_once(dimension: int) -> int:
+def queries_at_once(dimension: int) -> int:
+    """How many queries are searched in one pass over a store: as many as 2 GiB of memory hold."""
     return max(1, _QUERY_BYTES // (4 * dimension))
 
 

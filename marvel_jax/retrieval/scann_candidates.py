@@ -1,12 +1,12 @@
 """Candidates of several shards become one ranking: merged, then scored with the vectors."""
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from marvel_jax.retrieval.exact import TopK, rescore
+from marvel_jax.retrieval.prefetch import cores
 from marvel_jax.retrieval.scann_ops import Candidates
 from marvel_jax.retrieval.store import VectorStore
 
@@ -87,10 +87,3 @@ def _narrowed(
     found = rescore(queries, vectors, places, k=k, rank=rank[rows.ravel()])
     indices = np.where(found.indices < 0, -1, rows.ravel()[found.indices])
     return TopK(found.scores, indices.astype(np.int32))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,8 +190,12 @@ class IndexFolder:
         return self.path / f"{_name(number)}.json"
 
 
-def open_folder(path: Path, store: VectorStore) -> IndexManifest:
+def open_folder(
+    path: Path, store: VectorStore, *, progress: Callable[[int, int], None] | None = None
+) -> IndexManifest:
     """The manifest of a whole index of this store, every file of it verified.
+
+    `progress` is told (bytes verified, bytes in all) after each file.
 
     Raises:
       MarvelError: see `ScannIndex.open`.
@@ -216,12 +220,16 @@ def open_folder(path: Path, store: VectorStore) -> IndexManifest:
     found = _manifest(manifest, path / "manifest.json")
     # The others stay where a build was killed when it had all but ended.
     known = {path / "manifest.json", path / _BEGUN, *path.glob("shard-*.json")}
+    verified = 0
     for shard in found.shards:
         for name, expected in shard.files.items():
             file = path / shard.folder / name
             known.add(file)
             if not file.is_file() or hash_files(file) != expected:
                 raise MarvelError(f"{file} is missing or damaged: build the index again.")
+            verified += file.stat().st_size
+            if progress is not None:
+                progress(verified, found.bytes)
     # ScaNN unpickles one optional file; only what `build` wrote may be read.
     files = {file for file in path.rglob("*") if file.is_file()}
     unknown = sorted(str(file.relative_to(path)) for file in files - known)

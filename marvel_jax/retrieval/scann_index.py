@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.files import hash_json
 from marvel_jax.retrieval import scann_memory, scann_ops
 from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.scann_candidates import merge, score
@@ -123,15 +124,35 @@ class ScannIndex:
         return cls(folder.finish(), store, folder.manifest())
 
     @classmethod
-    def open(cls, path: Path | str, store: VectorStore) -> "ScannIndex":
+    def open(
+        cls,
+        path: Path | str,
+        store: VectorStore,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "ScannIndex":
         """Loads a saved index for the store that it was built from.
+
+        Every file is verified; `progress` is told (bytes done, bytes in all).
 
         Raises:
           MarvelError: the folder is missing, half-written or damaged, or the index is of another
             store: each field that differs is named with both values.
         """
         scann_ops.require()
-        return cls(Path(path), store, open_folder(Path(path), store))
+        return cls(Path(path), store, open_folder(Path(path), store, progress=progress))
+
+    @functools.cached_property
+    def manifest_hash(self) -> str:
+        """A hash of what the index is: its settings, and the content of its files."""
+        return hash_json(
+            {
+                "config": dataclasses.asdict(self.config),
+                "files": [
+                    [shard.start, shard.stop, shard.files] for shard in self._manifest.shards
+                ],
+            }
+        )
 
     @functools.cached_property
     def description(self) -> str:

@@ -18,15 +18,20 @@ class Speed(NamedTuple):
 
 
 def recall_against_exact(approximate: TopK, exact: TopK) -> np.ndarray:
-    """Float64 [Q]: the share of each query's exact top k that the approximate search found."""
+    """Float64 [<= Q]: the share of each query's exact top k that the approximate search found.
+
+    A query without exact results, as one that could not be read, is left out.
+    """
     if approximate.indices.shape != exact.indices.shape:
         raise MarvelError(
             f"Rankings of shapes {approximate.indices.shape} and {exact.indices.shape} cannot be "
             "compared: search both with the same queries and k."
         )
-    pairs = zip(approximate.indices, exact.indices, strict=True)
-    found = [np.isin(right, got).sum() for got, right in pairs]
-    return np.array(found, np.float64) / exact.indices.shape[1]
+    there = exact.indices >= 0
+    pairs = zip(approximate.indices, exact.indices, there, strict=True)
+    found = [np.isin(right[real], got).sum() for got, right, real in pairs]
+    counts = there.sum(axis=1)
+    return np.array(found, np.float64)[counts > 0] / counts[counts > 0]
 
 
 def measure(

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval.prefetch import cores
 from marvel_jax.retrieval.scann_config import ScannConfig, training_sample
 
 # Vectors of a leaf that ScaNN is to keep. Its default is 50, and the leaves of the rule hold
 # sqrt(rows) / 4 on average: 79 of 100,000, many of them fewer.
 _SMALLEST_LEAF = 10
+
+_BATCH = 256  # queries of a thread's share at most: ScaNN's own default
 
 
 class ScannUnavailableError(MarvelError):
@@ -104,7 +107,15 @@ def search(
         one = searcher.search(queries[0], *settings)
         indices, scores = one[0][None], one[1][None]
     else:
-        indices, scores = searcher.search_batched_parallel(queries, *settings)
+        # A thread takes whole batches: by the default, 512 queries keep two cores of many busy.
+        share = min(_BATCH, -(-len(queries) // cores()))
+        indices, scores = searcher.search_batched_parallel(
+            queries,
+            final_num_neighbors=count,
+            pre_reorder_num_neighbors=settings[1] if len(settings) > 1 else None,
+            leaves_to_search=leaves,
+            batch_size=share,
+        )
     # Where ScaNN has no `count` results it returns fewer, or fills with row 0 and NaN.
     missing = count - indices.shape[1]
     if missing > 0:

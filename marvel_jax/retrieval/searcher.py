@@ -47,17 +47,19 @@ def open_searcher(
     index: Path | str | None = None,
     *,
     say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Searcher:
     """The ScaNN index at the folder `index`; exact search without one.
 
-    Where ScaNN has no build for the platform, `say` is told and the search is exact.
+    Where ScaNN has no build for the platform, `say` is told and the search is exact. `progress` is
+    told (bytes of the index verified, bytes in all).
 
     Raises:
       MarvelError: the index is missing, damaged, half-written or of another store.
     """
     if index is not None:
         try:
-            return ScannIndex.open(index, store)
+            return ScannIndex.open(index, store, progress=progress)
         except ScannUnavailableError as error:
             say(f"{error} Searching exactly.")
     return ExactSearcher(store)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from numpy.typing import ArrayLike
+
 from marvel_jax.errors import MarvelError
 from marvel_jax.studies.series import short
 from marvel_jax.studies.trial import Trial
@@ -90,7 +92,7 @@ def run_url(trial: Trial) -> str | None:
 
 
 def scatter(
-    axes: Any, x: Sequence[float], y: Sequence[float], trials: Sequence[Trial], **look: Any
+    axes: Any, x: ArrayLike, y: ArrayLike, trials: Sequence[Trial], **look: Any
 ) -> None:
     """Points that link to their runs."""
     drawn = axes.scatter(x, y, **look)

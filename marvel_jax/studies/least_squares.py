@@ -66,7 +66,8 @@ def power_law(
         u = np.exp(-np.exp(ln_c)[:, None] * logs)
         return _line(u, y, weights, asymptote)
 
-    grid = np.linspace(*np.log(exponents), _GRID)
+    least, most = np.log(exponents)
+    grid = np.linspace(least, most, _GRID)
     errors = np.stack([at(np.full(len(y), ln_c))[2] for ln_c in grid])
     best = errors.argmin(axis=0)
     low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, _GRID - 1)]

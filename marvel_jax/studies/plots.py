@@ -132,7 +132,7 @@ def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
             axes.axvspan(curve.peak.x.low, curve.peak.x.high, color=colour, alpha=0.06)
     if isinstance(curve.extrapolation, Extrapolation) and curve.points is not None:
         found = curve.extrapolation
-        left = curve.points.means[-1:] if held_out(curve.points).any() else []
+        left = curve.points.means[-1:] if held_out(curve.points).any() else np.empty(0)
         axes.scatter([found.x], left, s=110, facecolors="none", edgecolors=colour, linewidths=1.4)
         axes.scatter([found.x], [found.predicted.value], s=50, marker="x", color=colour, zorder=3)
 

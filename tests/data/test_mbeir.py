@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,20 @@ def test_lines_are_found_whatever_lies_between_them(tmp_path_factory, rows, last
     assert list(found) == [row for _, row in expected]
     for index, (number, row) in enumerate(expected):
         assert found[index] == row and found.line_number(index) == number
+
+
+def test_lines_are_closed_in_silence_when_the_module_is_gone(tmp_path):
+    """As at the interpreter's end, where a module's names are taken away before its objects."""
+    path = tmp_path / "x.jsonl"
+    lines(path, {"a": 1})
+    program = (
+        "import sys; import marvel_jax.data.json_lines as module\n"
+        "found = module.JsonLines(sys.argv[1]); found[0]; module.os = None"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def broken(root: Path, part: str, *rows: dict | str) -> None:

@@ -4,22 +4,28 @@ The models have random weights: what is tested is that all parts fit together, g
 stopped and refuse what cannot be.
 """
 
+import csv
 import json
+import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from marvel_jax import cli
 from marvel_jax.data import emoji
 from marvel_jax.data.emoji_tasks import Sizes
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.errors import MarvelError
-from marvel_jax.recipes import evaluation, reranked_lists
+from marvel_jax.recipes import evaluate_command, evaluation, reporting, reranked_lists
 from marvel_jax.recipes.evaluate_command import evaluate_model, with_reranker
+from marvel_jax.recipes.outcome import Outcome
+from marvel_jax.recipes.reporting import report_evaluation
 from marvel_jax.recipes.stage_runs import run_stage
 from marvel_jax.recipes.stages import Base
-from marvel_jax.retrieval import evaluation_folder, metrics, retrieval_sets
+from marvel_jax.retrieval import evaluation_folder, metrics, protocols, retrieval_sets
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.fusion import query_key
 from marvel_jax.retrieval.rerank import Reranker
@@ -37,6 +43,7 @@ FEW = Sizes(
     test_tone_card=8,
 )
 TOP = 5
+WHOLE = {"all_instructions": True, "held_out": ("task4", "emoji_task8"), "fit_split": "val"}
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +96,7 @@ def ran(model, corpus, tmp_path_factory):
         workdir,
         scann=True,
         reranker=model,
-        all_instructions=True,
-        held_out=("task4", "emoji_task8"),
-        fit_split="val",
+        **WHOLE,
     )
     return workdir, outcome
 
@@ -201,17 +206,106 @@ def test_a_second_run_makes_nothing_again(ran, model, corpus, monkeypatch):
     monkeypatch.setattr(Embedder, "encode", fail)
     monkeypatch.setattr(Reranker, "score", fail)
     monkeypatch.setattr(retrieval_sets, "top_k", fail)
-    again = evaluate(
-        model,
-        corpus,
-        workdir,
-        reranker=model,
-        all_instructions=True,
-        held_out=("task4", "emoji_task8"),
-        fit_split="val",
-    )
-    for name in ("sets", "by_task", "by_protocol", "paraphrases", "reranked"):
-        assert again.facts[name] == first.facts[name], name
+    monkeypatch.setattr(protocols, "_approximate", fail)
+    before = written(workdir)
+    again = evaluate(model, corpus, workdir, scann=True, reranker=model, **WHOLE)
+    assert again.facts == first.facts
+    assert written(workdir) == before and len(before) == 8 + 3
+
+
+def written(workdir: Path) -> dict[str, tuple[int, int]]:
+    """The files of results; one that is written again is another file."""
+    files = [*(workdir / "rankings").iterdir(), *workdir.glob("*.json")]
+    names = {"paraphrases.json"}
+    states = {file.name: file.stat() for file in files if file.name not in names}
+    return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
+
+
+def test_a_command_that_asks_for_less_keeps_what_was_found_before(ran, model, corpus, tmp_path):
+    workdir, first = ran
+    shutil.copytree(workdir, tmp_path / "run")
+    again = evaluate(model, corpus, tmp_path / "run", scann=True, held_out=WHOLE["held_out"])
+    assert again.facts == first.facts
+    folder, before = (evaluation_folder.read(path) for path in (tmp_path / "run", workdir))
+    assert folder.about["reranker"] == before.about["reranker"] is not None
+    assert folder.rankings("emoji_task0").reranked.keys() == {"reranked", "fused"}
+    commands = folder.about["commands"]
+    assert [("--all-instructions" in one, "--reranker" in one) for one in commands] == [
+        (False, False),
+        (True, False),
+        (False, True),
+    ]
+    # What is of other answers is not kept.
+    layout = tmp_path / "corpus"
+    shutil.copytree(corpus, layout)
+    (file,) = (layout / "qrels" / "test").glob("*task0_*")
+    lines = file.read_text().splitlines(keepends=True)
+    first_query = lines[0].split()[0]
+    other = next(line.split()[2] for line in lines if line.split()[0] != first_query)
+    file.write_text("".join(lines) + " ".join([first_query, "0", other, "1", "0"]) + "\n")
+    left = evaluate(model, layout, tmp_path / "run", held_out=WHOLE["held_out"])
+    assert {"paraphrases", "reranked"}.isdisjoint(left.facts)
+    folder = evaluation_folder.read(tmp_path / "run")
+    assert folder.about["reranker"] is None and not folder.rankings("emoji_task4").reranked
+
+
+def test_the_report_of_a_reranked_evaluation_shows_all_of_it(ran, corpus, tmp_path):
+    workdir, outcome = ran
+    options = {"against": None, "data": None, "tradeoff": True, "tradeoff_queries": 2, "seed": 0}
+    out = tmp_path / "report"
+    report_evaluation(workdir, out=out, shown=2, **options)
+    pools = outcome.facts["reranked"]["pools"]
+    rows = table(out / "reranked.csv")
+    assert {row["pool"] for row in rows} == {"local", "global"}
+    fused = {
+        (pool, one["name"]): one["fused"]["hit"][str(one["k"])]["mean"]
+        for pool in pools
+        for one in pools[pool]["sets"]
+    }
+    told = {
+        (row["pool"], row["set"]): float(row["ours"])
+        for row in rows
+        if "fused" in row["order"] and (row["pool"], row["set"]) in fused
+    }
+    assert told == pytest.approx(fused, abs=1e-6)
+    spread = {one["name"]: one for one in outcome.facts["paraphrases"]["sets"]}
+    wordings = table(out / "paraphrases.csv")
+    assert {row["set"] for row in wordings} >= set(spread)
+    page = (out / "index.html").read_text()
+    assert "fitted on val" in page and "pairs" in page
+
+
+def test_the_commands_of_the_report_are_those_that_ran(ran, model, corpus, monkeypatch):
+    """Read back by the command line, they ask for what was asked for."""
+    workdir, _ = ran
+    asked = []
+
+    def note(model, **options):
+        asked.append({"model": model, **options})
+        return Outcome({}, [])
+
+    monkeypatch.setattr(evaluate_command, "evaluate_model", note)
+    folder = evaluation_folder.read(workdir)
+    layout = MbeirFolder(corpus)
+    *commands, last = reporting._commands(folder, str(model), layout, Path("other run"))
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert program == "marvel" and stop.value.code == 0
+    assert shlex.split(last)[:2] == ["marvel", "report"] and "other run" in shlex.split(last)
+    assert [one["model"] for one in asked] == [str(model)] * 3
+    assert {one["workdir"] for one in asked} == {workdir} and asked[0]["data"] == corpus
+    assert all(tuple(one["held_out"]) == WHOLE["held_out"] for one in asked)
+    assert [one["all_instructions"] for one in asked] == [False, True, False]
+    reranker = asked[2]["reranker"]
+    assert reranker.model == str(model)
+    assert (reranker.options.top, reranker.options.fit_split) == (TOP, "val")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def test_another_seed_encodes_queries_only(ran, model, corpus, tmp_path, monkeypatch):
@@ -245,6 +339,21 @@ def test_what_fails_after_the_search_loses_none_of_it(ran, model, corpus, tmp_pa
     def fail(*_, **__):
         raise MarvelError("something after the search")
 
+    local: list[int] = []
+    top_k = retrieval_sets.top_k
+
+    def searched(queries, store, k, *, most, subset=None):
+        if subset is None or len(local) == most:
+            raise MarvelError("something in the search")
+        local.append(len(subset))
+        return top_k(queries, store, k, subset=subset)
+
+    for most in (3, 8):  # in the fourth set's own pool, and then in the pool of everything
+        with monkeypatch.context() as patched:
+            patched.setattr(retrieval_sets, "top_k", partial(searched, most=most))
+            with pytest.raises(MarvelError, match="in the search"):
+                evaluate(model, corpus, run)
+        assert len(local) == most  # no pool is searched twice
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "evaluate", fail)
         with pytest.raises(MarvelError, match="after the search"):
@@ -276,8 +385,9 @@ def test_a_killed_reranker_goes_on(ran, model, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(Reranker, "score", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, corpus, tmp_path / "run", reranker=model, weights="0.3")
-    # Vectors, scores and rankings are whole; the reranker's are not there yet.
-    assert evaluation_folder.read(tmp_path / "run").about["reranker"] is None
+    # Vectors, scores and rankings are whole; the reranker's are still those of the run before.
+    found = evaluation_folder.read(tmp_path / "run").about["reranker"]
+    assert found["weights"] == "fitted on val"
     again = evaluate(model, corpus, tmp_path / "run", reranker=model, weights="0.3")
     assert calls[0] + sum(calls[2:]) == first.facts["reranked"]["cost"]["pairs"]
     pools, other = again.facts["reranked"]["pools"], first.facts["reranked"]["pools"]

@@ -13,6 +13,7 @@ from marvel_jax.data import mbeir_write
 from marvel_jax.data.items import Item
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval import analysis_copies
 from marvel_jax.retrieval.analysis import MODALITIES, Candidates, JudgedSet
 from marvel_jax.retrieval.analysis_against import compare
 from marvel_jax.retrieval.analysis_copies import collapse, copies
@@ -206,6 +207,39 @@ def test_a_right_answer_beyond_the_list_is_found_by_its_copy(doubled):
     )
     for told in copies([cut], doubled.candidates).sets:
         assert (told.standard, told.collapsed.mean, told.queries) == (0, 1, 1)
+
+
+def test_copies_are_found_where_bfloat16_computed_them_apart(tmp_path):
+    """One content in two rows of a forward pass: the vectors are not the same."""
+    world = build(tmp_path / "apart", copied=1)
+    vectors = world.vectors.copy()
+    away = random_unit(1, WIDTH, seed=5)
+    vectors[1] = unit(vectors[:1] + 1e-3 * away)[0]
+    store = write_store(tmp_path / "store", vectors, list(world.candidates.store.ids))
+    candidates = Candidates(store, MbeirFolder(tmp_path / "apart").pool("test"), datasets={})
+    query = unit(vectors[:1] + 0.5 * away)
+    lists = ranking(query, vectors, np.arange(len(vectors)))
+    assert set(lists.indices[0, :2]) == {0, 1}
+    assert lists.scores[0, 0] - lists.scores[0, 1] > 2e-5
+    second = int(lists.indices[0, 1])
+    one = JudgedSet("one", "t->i", 1, "image", ["1:0"], [np.array([second])], lists, lists, 90)
+    for compute, expected in (("float32", 0), ("bfloat16", 1)):
+        told = copies([one], candidates, compute=compute).sets[0]
+        assert (told.standard, told.collapsed.mean) == (0, expected)
+
+
+def test_many_equal_scores_are_compared_some_queries_at_a_time(doubled, monkeypatch):
+    most = []
+    alike = analysis_copies._alike
+    whole = copies(doubled.sets, doubled.candidates)
+
+    def counted(ranking, *given, **more):
+        most.append(len(ranking.indices))
+        return alike(ranking, *given, **more)
+
+    monkeypatch.setattr(analysis_copies, "_alike", counted)
+    monkeypatch.setattr(analysis_copies, "_QUERIES", 7)
+    assert copies(doubled.sets, doubled.candidates) == whole and max(most) == 7
 
 
 def test_without_copies_nothing_changes(world):

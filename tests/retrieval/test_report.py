@@ -161,13 +161,17 @@ def test_a_report_without_baseline_index_curves_or_examples_is_still_a_page(repo
     assert bare.to_dict()["untrained"] is None
 
 
-def test_a_picture_that_cannot_be_read_is_named(report, tmp_path):
+def test_pictures_and_videos_that_cannot_be_read_are_named_in_their_place(report, tmp_path):
+    pytest.importorskip("av", reason="the video extra")
     name = report.evaluation.sets[0].name
-    hit = Hit("x", Item.of(image=tmp_path / "gone.png"), 0.5, False)
-    example = dataclasses.replace(report.examples[name][0], hits=(hit,))
-    with pytest.raises(MarvelError, match=r"gone\.png"):
-        write_report(dataclasses.replace(report, examples={name: [example]}), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    (tmp_path / "broken.avi").write_bytes(b"no video")
+    items = (Item.of(image=tmp_path / "gone.png"), Item.of(video=tmp_path / "broken.avi"))
+    hits = tuple(Hit(str(place), item, 0.5, False) for place, item in enumerate(items))
+    example = dataclasses.replace(report.examples[name][0], hits=hits)
+    page = write_report(dataclasses.replace(report, examples={name: [example]}), tmp_path / "out")
+    text = page.read_text()
+    assert "gone: this picture cannot be read" in text
+    assert "broken: this picture cannot be read" in text
 
 
 def test_names_that_no_set_has_are_refused(report):

@@ -42,6 +42,7 @@ def index_path(store, tmp_path_factory):
 
 
 QUERIES = clustered(200, seed=2)
+QUERIES_OF_ALL = 8000  # more than 30 cores take in batches of 256
 VECTORS_OF_60 = random_unit(60, 8)
 
 
@@ -103,6 +104,27 @@ def test_many_queries_are_searched_some_at_a_time(store, index_path, monkeypatch
     assert sizes == [64, 64, 64, 8]
     np.testing.assert_array_equal(found.indices, whole.indices)
     np.testing.assert_array_equal(found.scores, whole.scores)
+
+
+@pytest.mark.parametrize(("count", "share"), [(200, 7), (5, 1), (QUERIES_OF_ALL, 256)])
+def test_every_core_has_queries_to_search(store, index_path, monkeypatch, count, share):
+    """ScaNN's threads take whole batches of queries: on 30 cores, one in 30."""
+    shares = []
+    monkeypatch.setattr(scann_ops, "cores", lambda: 30)
+    index = ScannIndex.open(index_path, store)
+    searcher = index._searcher(0)
+
+    class Spied:
+        def search_batched_parallel(self, *given, batch_size=None, **more):
+            shares.append(batch_size)
+            return searcher.search_batched_parallel(*given, batch_size=batch_size, **more)
+
+    monkeypatch.setattr(index, "_searcher", lambda number: Spied())
+    queries = np.resize(QUERIES, (count, QUERIES.shape[1]))
+    found = index.search(queries, 3)
+    assert shares == [share]
+    few = index.search(queries[:2], 3)
+    np.testing.assert_array_equal(found.indices[:2], few.indices)
 
 
 def test_a_small_corpus_is_searched_exactly_with_ties_by_id(tmp_path):
@@ -292,6 +314,10 @@ def test_recall_counts_shared_rows_and_measure_times_both_ways():
     exact = TopK(np.zeros((2, 2), np.float32), np.array([[1, 2], [3, 4]], np.int32))
     found = TopK(np.zeros((2, 2), np.float32), np.array([[2, 9], [4, 3]], np.int32))
     assert recall_against_exact(found, exact).tolist() == [0.5, 1.0]
+    # Of a list that ends early what is there counts, and a query that found nothing does not.
+    exact = TopK(exact.scores, np.array([[2, -1], [-1, -1]], np.int32))
+    found = TopK(exact.scores, np.array([[1, -1], [-1, -1]], np.int32))
+    assert recall_against_exact(found, exact).tolist() == [0.0]
     sizes = []
     speed = measure(lambda part: sizes.append(len(part)) or found, QUERIES, singles=4)
     assert sizes == [1, *[1] * 4, 200, *[200] * 3]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from marvel_jax.data import video_file
 from marvel_jax.data.doctor import Checked, CheckOptions, Progress
 from marvel_jax.data.doctor_images import examine
 from marvel_jax.data.doctor_problems import Findings, Kind, Problem
@@ -29,7 +30,7 @@ def check_set(
     pictures are all told. An interruption (Ctrl-C) ends it early.
 
     Raises:
-      MarvelError: the folder is missing.
+      MarvelError: the folder is missing, or videos are to be decoded and PyAV is not installed.
     """
     options = CheckOptions() if options is None else options
     root = Path(root)
@@ -108,13 +109,21 @@ class _Task(NamedTuple):
 
 def _look(task: _Task) -> list[tuple[Kind, str] | None]:
     return [
-        examine(path, decode=task.decode) if still else _there(path)
+        examine(path, decode=task.decode) if still else _film(path, decode=task.decode)
         for path, _, still in task.pictures
     ]
 
 
-def _there(video: Path) -> tuple[Kind, str] | None:
-    return None if video.is_file() else (Kind.IMAGE_MISSING, "there is no such file")
+def _film(video: Path, *, decode: bool) -> tuple[Kind, str] | None:
+    """What is wrong with a video: whether it is there, and with `decode` all of its frames."""
+    if not video.is_file():
+        return Kind.IMAGE_MISSING, "there is no such file"
+    if decode:
+        try:  # the last frame is behind all others
+            video_file.read_frames(video, lambda total: [total - 1], lambda frame: None)
+        except video_file.BrokenVideoError as error:
+            return Kind.IMAGE_UNDECODABLE, str(error)
+    return None
 
 
 def _pictures(
@@ -133,6 +142,8 @@ def _pictures(
     checked.pictures = len(named)
     every = [(path, id, still) for path, (id, still) in named.items()]
     decode = options.images == "decode"
+    if decode and not all(still for _, _, still in every):
+        video_file.require_pyav()
     size = options.pictures
     tasks = [_Task(every[at : at + size], decode) for at in range(0, len(every), size)]
     with Workers(available_cores() if options.jobs is None else options.jobs) as workers:

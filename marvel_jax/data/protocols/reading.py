@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from marvel_jax.data import items
-from marvel_jax.data.items import Item
+from marvel_jax.data.items import Item, Video
 from marvel_jax.data.protocols.protocol import Answers, SetData, Test
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_json
@@ -173,11 +172,8 @@ def picture(
 
 
 def video(path: Path, *, id: str, **sampling: Any) -> Item:
-    """An item of a video; `sampling` are arguments of `items.Video`: num_frames or fps."""
-    made: Any = getattr(items, "Video", None)
-    if made is None:
-        raise MarvelError(f"{path}: this version reads no video.")
-    return Item(parts=(made(path, **sampling),), id=id)
+    """An item of a video; `sampling` are arguments of `Video`: num_frames or fps."""
+    return Item(parts=(Video(path, **sampling),), id=id)
 
 
 def texts(found: Iterable[tuple[str, str]], *, instruction: str | None = None) -> list[Item]:

@@ -7,6 +7,7 @@ from marvel_jax.data.doctor_problems import Findings, Kind
 from marvel_jax.data.protocols import registry
 from marvel_jax.data.protocols.check import check_set
 from marvel_jax.recipes.doctoring import check_data
+from tests.data import videos
 from tests.protocol_folders import FIXTURES, put
 
 NO_COUNTS = CheckOptions(counts="none", jobs=1)
@@ -44,6 +45,22 @@ def test_all_that_is_wrong_is_told_in_one_run(tmp_path):
     (missing,) = findings.samples[Kind.IMAGE_MISSING]
     assert missing.id == "3" and missing.image == "images/unlabeled2017/000000000003.jpg"
     assert "220" in str(findings.samples[Kind.WRONG_COUNT][0])
+
+
+def test_videos_are_decoded_where_pictures_are(tmp_path):
+    pytest.importorskip("av", reason="the video extra")
+    FIXTURES["msvd"].write(tmp_path)
+    folder = tmp_path / "YouTubeClips"
+    videos.write(folder / "one_0_5.avi", videos.grey(8))
+    whole = videos.encoded(videos.grey(8))
+    (folder / "two_1_7.avi").write_bytes(whole[: len(whole) // 2])
+    _, findings = found("msvd", tmp_path, NO_COUNTS)
+    assert not findings.counts  # files that are there
+    decoding = CheckOptions(counts="none", jobs=1, images="decode")
+    _, findings = found("msvd", tmp_path, decoding)
+    assert dict(findings.counts) == {Kind.IMAGE_UNDECODABLE: 1}
+    (broken,) = findings.samples[Kind.IMAGE_UNDECODABLE]
+    assert broken.image == "YouTubeClips/two_1_7.avi"
 
 
 @pytest.mark.parametrize("name", ["circo", "visdial"])
