@@ -91,9 +91,7 @@ def run_url(trial: Trial) -> str | None:
     return f"../{quote(Path(trial.folder).as_posix())}/"
 
 
-def scatter(
-    axes: Any, x: ArrayLike, y: ArrayLike, trials: Sequence[Trial], **look: Any
-) -> None:
+def scatter(axes: Any, x: ArrayLike, y: ArrayLike, trials: Sequence[Trial], **look: Any) -> None:
     """Points that link to their runs."""
     drawn = axes.scatter(x, y, **look)
     drawn.set_urls([run_url(trial) for trial in trials])
