@@ -1,0 +1,65 @@
+"""Near-duplicates among the hits of a search, folded under the best of them.
+
+Two hits are copies of each other where
+
+- they show the same: the same texts and the same bytes of pictures; or
+- both are pictures (with the same text, if any) whose vectors have a cosine of `SAME_PICTURE` or
+  more: one picture saved again, in another size or format.
+
+Texts of different words are never copies, however near: "in 2019" and "in 2020" are not one
+answer. Nor are a picture and its name. Only the hits at hand are compared, so it costs nothing that
+grows with the collection.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SAME_PICTURE = 0.999
+
+
+class Group(NamedTuple):
+    """Places in the list of hits: the first of its copies, and the others."""
+
+    first: int
+    copies: tuple[int, ...]
+
+
+class Shown(NamedTuple):
+    """What of an entry decides whether it is a copy."""
+
+    content: str
+    texts: tuple[str, ...]
+    pictured: bool
+
+
+def shown_of(record: Mapping[str, Any]) -> Shown:
+    """Of a line of `entries.jsonl`."""
+    texts = tuple(part for part in record["parts"] if isinstance(part, str))
+    return Shown(record["content"], texts, len(texts) < len(record["parts"]))
+
+
+def fold_copies(hits: Sequence[Shown], vectors: np.ndarray) -> list[Group]:
+    """Groups of copies in the order of their first; `vectors` [n, D] are the hits'.
+
+    Every hit is compared with the first of each group before it, and joins the first group that it
+    is a copy of.
+    """
+    wide = vectors.astype(np.float64)
+    cosines = wide @ wide.T
+    groups: dict[int, list[int]] = {}
+    for place, hit in enumerate(hits):
+        for first, copies in groups.items():
+            if _are_copies(hits[first], hit, float(cosines[first, place])):
+                copies.append(place)
+                break
+        else:
+            groups[place] = []
+    return [Group(first, tuple(copies)) for first, copies in groups.items()]
+
+
+def _are_copies(one: Shown, other: Shown, cosine: float) -> bool:
+    if one.content == other.content:
+        return True
+    return one.pictured and other.pictured and one.texts == other.texts and cosine >= SAME_PICTURE

@@ -1,0 +1,327 @@
+"""What is to be indexed: a folder of pictures and text files, a jsonl, or an M-BEIR pool.
+
+Reading never stops at something that cannot be used: it is a `Failure`, and takes no row.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from marvel_jax.collection.entry import inside
+from marvel_jax.data.item_json import item_from_json
+from marvel_jax.data.items import Image, Part, Video
+from marvel_jax.data.json_lines import JsonLines
+from marvel_jax.data.mbeir import MbeirFolder
+from marvel_jax.errors import MarvelError
+
+PICTURES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif")
+)
+TEXTS = frozenset((".txt", ".text", ".md"))
+MOST_TEXT_BYTES = 1 << 20
+"""Of a text file or of an item's texts: one item is a passage, not a book."""
+
+SourceKind = Literal["folder", "jsonl", "mbeir"]
+Parts = tuple[str | Path, ...]
+
+
+class Failure(NamedTuple):
+    """What could not be used, and why. `file` is a path or a line."""
+
+    id: str
+    file: str
+    error: str
+
+
+class Read(NamedTuple):
+    """Something of the source: its id, its name, texts and pictures in order, their content hash.
+
+    Pictures' paths are absolute and without links.
+    """
+
+    id: str
+    name: str
+    parts: Parts
+    content: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to read, as `find_source` found it.
+
+    path: the folder or file. kind: of what form. roots: folders that pictures may be in.
+    captions: whether a text file beside a picture of the same name is its caption.
+    left_out: files of a folder that are neither pictures nor texts, by ending; filled by reading.
+    """
+
+    path: Path
+    kind: SourceKind
+    roots: tuple[Path, ...]
+    captions: bool = False
+    apart: Path | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def pieces(self) -> "list[Piece]":
+        """What there is to read, in the source's order: cheap, nothing is opened but a jsonl.
+
+        Raises:
+          MarvelError: there is nothing, or an id occurs twice.
+        """
+        found = self._files() if self.kind == "folder" else list(self._lines())
+        seen: dict[str, str] = {}
+        for one in found:
+            if one.id in seen:
+                raise MarvelError(
+                    f"{one.file}: id {one.id!r} was used before, at {seen[one.id]}: rename one."
+                )
+            seen[one.id] = one.file
+        if not found:
+            what = "no picture and no text file" if self.kind == "folder" else "no item"
+            told = f" ({told_left_out(self.left_out)})" if self.left_out else ""
+            raise MarvelError(f"{self.path} holds {what}{told}.")
+        return found
+
+    def read(self, piece: "Piece") -> Read | Failure:
+        """Reads a piece and hashes it. Safe among threads."""
+        try:
+            parts = piece.parts()
+            content = content_hash(parts)
+            name = str(piece.id)
+            name.encode()  # half of a surrogate pair: a file name that is not UTF-8
+            if not name or "\0" in name:
+                raise MarvelError("its id is empty or holds a NUL")
+        except (MarvelError, OSError, UnicodeError) as error:
+            return Failure(
+                _printable(str(piece.id)), _printable(piece.file), _printable(_reason(error))
+            )
+        return Read(piece.id, piece.name, parts, content)
+
+    def _files(self) -> "list[Piece]":
+        pictures, texts = [], []
+        for path in self._walk():
+            ending = path.suffix.lower()
+            if ending in PICTURES:
+                pictures.append(path)
+            elif ending in TEXTS:
+                texts.append(path)
+            else:
+                self.left_out[_printable(ending or "without an ending")] += 1
+        captions = self._captions(pictures, texts) if self.captions else {}
+        pieces = [self._file_piece(path, captions.get(path.with_suffix(""))) for path in pictures]
+        told = set(captions.values())
+        pieces += [self._file_piece(path, None) for path in texts if path not in told]
+        return sorted(pieces, key=lambda one: one.id)
+
+    def _captions(self, pictures: Sequence[Path], texts: Sequence[Path]) -> dict[Path, Path]:
+        """The text file of each picture that has one, by their common path without ending."""
+        stems = {path.with_suffix("") for path in pictures}
+        found: dict[Path, Path] = {}
+        for path in texts:
+            stem = path.with_suffix("")
+            if stem in stems and stem in found:
+                raise MarvelError(f"{path} and {found[stem]} both caption a picture: keep one.")
+            if stem in stems:
+                found[stem] = path
+        return found
+
+    def _walk(self) -> Iterator[Path]:
+        """Every file that is not hidden. Links to folders, which may go in circles, are counted."""
+        for folder, inner, names in os.walk(self.path):
+            hidden = [one for one in (*inner, *names) if one.startswith(".")]
+            paths = [Path(folder, one) for one in inner if not one.startswith(".")]
+            links = [path for path in paths if path.is_symlink()]
+            inner[:] = sorted(
+                path.name for path in paths if path not in links and path.resolve() != self.apart
+            )
+            for reason, members in (("hidden", hidden), ("links to folders", links)):
+                if members:
+                    self.left_out[reason] += len(members)
+            yield from (Path(folder, one) for one in sorted(names) if not one.startswith("."))
+
+    def _file_piece(self, path: Path, caption: Path | None) -> "Piece":
+        name = path.relative_to(self.path).as_posix()
+
+        def parts() -> Parts:
+            where = inside(path, self.roots, where=name)
+            if path.suffix.lower() in TEXTS:
+                return (_read_text(where),)
+            if caption is None:
+                return (where,)
+            return (where, _read_text(inside(caption, self.roots, where=caption.name)))
+
+        return Piece(name, name, str(path), parts)
+
+    def _lines(self) -> Iterator["Piece"]:
+        lines = JsonLines(self.path)
+        root = self.roots[0]
+        mbeir = self.kind == "mbeir"
+        for number in range(len(lines)):
+            where = lines.where(number)
+            try:
+                row = lines[number]
+                id = row.get("did" if mbeir else "id")
+                if not isinstance(id, str) or not id:
+                    raise MarvelError(f"expected an id (text), found {id!r}")
+            except MarvelError as error:
+                yield Piece(where, where, where, _failing(str(error)))
+                continue
+            yield self._line_piece(lines, number, id, where, root)
+
+    def _line_piece(
+        self, lines: JsonLines, number: int, id: str, where: str, root: Path
+    ) -> "Piece":
+        def parts() -> Parts:
+            row = lines[number]
+            if self.kind == "mbeir":
+                row = {"text": row.get("txt"), "image": row.get("img_path") or None}
+            item = item_from_json(row, root=root, where=where, id=id)
+            return tuple(self._part(one, where) for one in item.parts)
+
+        return Piece(id, id, where, parts)
+
+    def _part(self, part: Part, where: str) -> str | Path:
+        if isinstance(part, str):
+            if len(part.encode()) > MOST_TEXT_BYTES:
+                raise MarvelError(_too_long(len(part.encode())))
+            return part
+        if isinstance(part, Video):
+            raise MarvelError("a collection holds pictures and texts, and this is a video")
+        assert isinstance(part, Image) and isinstance(part.source, str | Path)
+        return inside(Path(part.source), self.roots, where=where)
+
+
+class Piece(NamedTuple):
+    """One file or line before it is read."""
+
+    id: str
+    name: str
+    file: str
+    parts: Callable[[], Parts]
+
+
+def find_source(
+    path: Path,
+    *,
+    roots: Sequence[Path] = (),
+    captions: bool = False,
+    apart: Path | None = None,
+) -> Source:
+    """What `path` is: an M-BEIR folder, another folder, a pool file of M-BEIR, or a jsonl.
+
+    Args:
+      path: the folder or file. Of an M-BEIR folder the union pool of test is read.
+      roots: folders, besides its own, that a picture may be in.
+      captions: see `Source`.
+      apart: a folder inside of it that is not looked into: the collection's own.
+
+    Raises:
+      MarvelError: it is none of them, or a root is no folder.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise MarvelError(f"--root {root} is no folder.")
+    others = [root.resolve() for root in roots]
+    whole = path.resolve()
+    kind: SourceKind
+    if path.is_dir():
+        if (path / "query").is_dir() and (path / "cand_pool").is_dir():
+            kind, file, root = "mbeir", MbeirFolder(whole).pool("test").files[0].path, whole
+        else:
+            kind, file, root = "folder", whole, whole
+    elif path.is_file():
+        kind, file, root = "jsonl", whole, whole.parent
+        if _is_pool(whole):
+            kind = "mbeir"
+            root = whole.parents[2] if whole.parents[1].name == "cand_pool" else whole.parent
+    else:
+        raise MarvelError(f"{path} does not exist: name a folder, a jsonl or an M-BEIR pool.")
+    if captions and kind != "folder":
+        raise MarvelError(
+            f"--captions is for a folder of pictures and text files; in {path} an item says itself "
+            "what belongs to it."
+        )
+    return Source(
+        path=file,
+        kind=kind,
+        roots=tuple(dict.fromkeys((root, *others))),
+        captions=captions,
+        apart=None if apart is None else apart.resolve(),
+    )
+
+
+def content_hash(parts: Parts) -> str:
+    """A hash of the texts and of the bytes of the pictures, in their order.
+
+    Raises:
+      OSError: a picture cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        kind, content = ("text", part.encode()) if isinstance(part, str) else ("image", b"")
+        if isinstance(part, Path):
+            content = part.read_bytes()
+        digest.update(f"{kind} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def told_left_out(left_out: Counter[str] | dict[str, int]) -> str:
+    """Files that are neither pictures nor texts, in words."""
+    kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(left_out.items()))
+    return f"left out: {kinds}"
+
+
+def _read_text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > MOST_TEXT_BYTES:
+        raise MarvelError(_too_long(size))
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        raise MarvelError("the text is empty")
+    return text
+
+
+def _too_long(size: int) -> str:
+    return (
+        f"the text has {size:,} bytes, and {MOST_TEXT_BYTES:,} are the most of one item: cut it "
+        "into passages"
+    )
+
+
+def _is_pool(path: Path) -> bool:
+    with path.open("rb") as stream:
+        for line in stream:
+            if line.strip():
+                try:
+                    row: Any = json.loads(line)
+                except ValueError:
+                    return False
+                return isinstance(row, dict) and "did" in row and "id" not in row
+    return False
+
+
+def _failing(reason: str) -> Callable[[], Parts]:
+    def fail() -> Parts:
+        raise MarvelError(reason)
+
+    return fail
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "its name is not UTF-8: rename it"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text ({error.reason} at byte {error.start})"
+    if isinstance(error, OSError):
+        return f"it cannot be read: {error.strerror or error}"
+    return str(error)
+
+
+def _printable(text: str) -> str:
+    """Without halves of surrogate pairs, which no UTF-8 file can hold."""
+    return text.encode(errors="backslashreplace").decode()
