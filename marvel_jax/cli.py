@@ -16,6 +16,7 @@ from marvel_jax.cli_flags import Json
 from marvel_jax.cli_plan import plan
 from marvel_jax.cli_retrieval import convert, encode, evaluate, index, mine, report, search
 from marvel_jax.cli_run import run, table
+from marvel_jax.cli_serving import serve
 from marvel_jax.cli_training import export, import_model, train
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import Outcome
@@ -54,6 +55,7 @@ app.command(search)
 app.command(evaluate)
 app.command(report)
 app.command(mine)
+app.command(serve)
 app.command(bench, name="bench", help="Measures loss, train step, packing, attention, encoding.")
 
 

@@ -5,13 +5,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from marvel_jax.data.images import ImageError
 from marvel_jax.data.items import Item
-from marvel_jax.retrieval.embedder import Embedder
+
+if TYPE_CHECKING:  # it brings the device; whoever hands it in has loaded it
+    from marvel_jax.retrieval.embedder import Embedder
 
 
 class Embedded(NamedTuple):
@@ -31,7 +33,7 @@ class Batcher:
 
     def __init__(
         self,
-        embedder: Embedder,
+        embedder: "Embedder",
         *,
         size: int,
         wait_ms: float,

@@ -26,7 +26,7 @@ class Limits:
     """Of an instruction."""
     k: int = 100
     """Results of a search."""
-    rerank_depth: int = 50
+    rerank_depth: int = 30
     """Results that a reranker reads: each is a forward pass."""
     rate: float = 10.0
     """Searches a second and client, in the long run."""

@@ -19,20 +19,30 @@ class Metrics:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
-            "marvel_requests", "Answers by route and status.", ("route", "status"),
+            "marvel_requests",
+            "Answers by route and status.",
+            ("route", "status"),
             registry=registry,
         )
         self.seconds = Histogram(
-            "marvel_request_seconds", "Whole requests.", ("route",), buckets=_SECONDS,
+            "marvel_request_seconds",
+            "Whole requests.",
+            ("route",),
+            buckets=_SECONDS,
             registry=registry,
         )
         self.stages = Histogram(
-            "marvel_stage_seconds", "Parts of a search: embed, search, rerank.", ("stage",),
-            buckets=_SECONDS, registry=registry,
+            "marvel_stage_seconds",
+            "Parts of a search: embed, search, rerank.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.batch = Histogram(
-            "marvel_batch_queries", "Queries encoded in one call of the device.",
-            buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry,
+            "marvel_batch_queries",
+            "Queries encoded in one call of the device.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
         )
         self.under_way = Gauge(
             "marvel_searches_under_way", "Searches that run or wait.", registry=registry

@@ -10,18 +10,12 @@ Method = Literal["exact", "scann"]
 _MOST = 1 << 31  # of a number in an address; the server's own limit is lower
 
 
-class SearchRequest(BaseModel):
-    """A query: text, a picture, an entry to find more like, or several of them.
-
-    The picture is base64 inside the JSON: so one schema says all, and every client can send it.
-    """
+class AddressRequest(BaseModel):
+    """A query that an address can hold: text, an entry to find more like, or both."""
 
     model_config = ConfigDict(extra="forbid")
 
     text: str | None = Field(None, description="In any language.")
-    image: str | None = Field(
-        None, description="A picture file's bytes in base64; a data: address is taken, too."
-    )
     like: str | None = Field(
         None,
         description="An entry's id: more like this. With text or image, the mean of both vectors.",
@@ -35,6 +29,17 @@ class SearchRequest(BaseModel):
     ] = None
     collapse: bool = Field(True, description="Fold near-duplicates under the best of them.")
     rerank: bool = Field(False, description="Let the reranker order the first results anew.")
+
+
+class SearchRequest(AddressRequest):
+    """A query: text, a picture, an entry to find more like, or several of them.
+
+    The picture is base64 inside the JSON: so one schema says all, and every client can send it.
+    """
+
+    image: str | None = Field(
+        None, description="A picture file's bytes in base64; a data: address is taken, too."
+    )
 
 
 class EntryBody(BaseModel):

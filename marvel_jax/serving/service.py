@@ -4,18 +4,15 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from marvel_jax.collection.collection import Collection, Hit
 from marvel_jax.collection.entry import KINDS, Entry, Kind
 from marvel_jax.data.images import ImageError
 from marvel_jax.data.items import Image, Item
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval.embedder import Embedder
-from marvel_jax.retrieval.rerank import Reranker
 from marvel_jax.serving.batcher import Batcher, Embedded
 from marvel_jax.serving.limits import Limits
 from marvel_jax.serving.metrics import Metrics
@@ -29,6 +26,11 @@ from marvel_jax.serving.schemas import (
     Shares,
 )
 
+if TYPE_CHECKING:  # what computes is loaded by who hands it in
+    from marvel_jax.collection.collection import Collection, Hit
+    from marvel_jax.retrieval.embedder import Embedder
+    from marvel_jax.retrieval.rerank import Reranker
+
 T = TypeVar("T")
 
 
@@ -37,13 +39,16 @@ class SearchService:
 
     def __init__(
         self,
-        collection: Collection,
-        embedder: Embedder,
+        collection: "Collection",
+        embedder: "Embedder",
         *,
-        reranker: Reranker | None = None,
+        reranker: "Reranker | None" = None,
         limits: Limits | None = None,
         metrics: Metrics | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
+        """`say` is told what a client must not be: which file of the collection is broken."""
+        self.say = say
         self.collection, self.embedder, self.reranker = collection, embedder, reranker
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
@@ -91,13 +96,17 @@ class SearchService:
                 return await self._answer(request)
         except TimeoutError:
             raise Problem(
-                503, "slow", f"No answer within {self.limits.seconds:g} s: try again.",
+                503,
+                "slow",
+                f"No answer within {self.limits.seconds:g} s: try again.",
                 retry_after=2,
             ) from None
-        except ImageError as error:
-            raise Problem(422, "bad_image", str(error)) from None
         except MarvelError as error:
-            raise Problem(422, "refused", str(error)) from None
+            # What a client can do wrong was refused before; the details name folders.
+            self.say(str(error))
+            raise Problem(
+                409, "changed", "The collection's files have changed since: index it again."
+            ) from None
         finally:
             self._under_way -= 1
             self.metrics.under_way.set(self._under_way)
@@ -109,12 +118,15 @@ class SearchService:
           Problem: there is none, or its picture has left the collection's folder.
         """
         try:
-            row = self.collection.row_of(id)
+            row = self.collection.row_of(id) if _is_text(id) else -1
         except MarvelError:
-            raise Problem(404, "unknown_id", "The collection has no entry of this id.") from None
+            row = -1
+        if row < 0:
+            raise Problem(404, "unknown_id", "The collection has no entry of this id.")
         try:
             return self.collection.entry(row)
-        except MarvelError:
+        except MarvelError as error:
+            self.say(str(error))
             raise Problem(
                 404, "gone", "This entry's picture is no longer where it was: index again."
             ) from None
@@ -125,10 +137,9 @@ class SearchService:
         item, embedded = await self._embed(request)
         vector = self._vector(request, embedded)
         asked = min(request.k + (liked is not None), len(self.collection))
-        deep = request.rerank and self.reranker is not None
-        if deep:
-            asked = max(asked, min(self.limits.rerank_depth, len(self.collection)))
-        found = await self._threaded(
+        depth = min(self.limits.rerank_depth, len(self.collection)) if request.rerank else 0
+        asked = max(asked, depth)
+        found = await self.threaded(
             lambda: self.collection.search(
                 vector[None],
                 k=asked,
@@ -139,27 +150,30 @@ class SearchService:
             )[0]
         )
         self.metrics.stages.labels("search").observe(found.search_ms / 1e3)
-        hits: Sequence[Hit] = found.hits
+        hits: "Sequence[Hit]" = found.hits
         if liked is not None:
             self_row = self.collection.row_of(liked.id)
             hits = [hit for hit in hits if self_row not in (hit.row, *hit.copies)]
-        order, chances, rerank_ms = list(range(len(hits))), None, None
-        if deep:
+        order, chances, rerank_ms = list(range(len(hits))), np.zeros(0), None
+        if request.rerank:
             query = item or (liked.item if liked is not None else None)
             assert query is not None  # a request without any query was refused
             began = time.perf_counter()
-            chances = await self._threaded(
-                lambda: self._chances(query.with_instruction(_given(request.instruction)), hits)
+            chances = await self.threaded(
+                lambda: self._chances(
+                    query.with_instruction(_given(request.instruction)), hits[:depth]
+                )
             )
             rerank_ms = 1e3 * (time.perf_counter() - began)
             self.metrics.stages.labels("rerank").observe(rerank_ms / 1e3)
-            order.sort(key=lambda place: (-chances[place], place))
+            # What the reranker has not read stays behind what it has, as it was.
+            order[:depth] = sorted(order[:depth], key=lambda place: (-chances[place], place))
         bodies = [
             self._hit(
                 hits[place],
                 rank=rank,
-                chance=None if chances is None else float(chances[place]),
-                previous=None if chances is None else place + 1,
+                chance=float(chances[place]) if place < len(chances) else None,
+                previous=place + 1 if request.rerank else None,
             )
             for rank, place in enumerate(order[: request.k], start=1)
         ]
@@ -181,9 +195,7 @@ class SearchService:
         picture: Any = None
         if request.image:
             encoded = request.image
-            picture = await self._threaded(
-                lambda: query_picture(encoded, pixels=self.limits.pixels)
-            )
+            picture = await self.threaded(lambda: query_picture(encoded, pixels=self.limits.pixels))
         if picture is None and not _given(request.text):
             return None, None
         item = Item.of(
@@ -191,7 +203,10 @@ class SearchService:
             image=None if picture is None else Image(picture, name="the query's picture"),
             instruction=_given(request.instruction),
         )
-        return item, await _awaited(self._batcher.submit(item))
+        try:
+            return item, await asyncio.wrap_future(self._batcher.submit(item))
+        except ImageError as error:  # of a shape that the model cannot cut, say
+            raise Problem(422, "bad_image", str(error)) from None
 
     def _vector(self, request: SearchRequest, embedded: Embedded | None) -> np.ndarray:
         parts = [] if embedded is None else [embedded.vector]
@@ -205,15 +220,13 @@ class SearchService:
             )
         return np.asarray(total / norm, np.float32) if len(parts) > 1 else parts[0]
 
-    def _chances(self, query: Item, hits: Sequence[Hit]) -> np.ndarray:
+    def _chances(self, query: Item, hits: "Sequence[Hit]") -> np.ndarray:
         assert self.reranker is not None
         candidates = [self.collection.entry(hit.row).item for hit in hits]
         with self._device:
             return self.reranker.score([(query, one) for one in candidates]).p_yes
 
-    def _hit(
-        self, hit: Hit, *, rank: int, chance: float | None, previous: int | None
-    ) -> HitBody:
+    def _hit(self, hit: "Hit", *, rank: int, chance: float | None, previous: int | None) -> HitBody:
         return HitBody(
             **self.body(self.collection.entry(hit.row)).model_dump(),
             rank=rank,
@@ -261,6 +274,16 @@ class SearchService:
             raise Problem(
                 422, "no_dimension", f"dimension: {request.dimension}, there are {there}."
             )
+        if request.method == "scann" and request.dimension not in (
+            None,
+            self.collection.dimensions[0],
+        ):
+            raise Problem(
+                422,
+                "no_dimension",
+                "dimension: the ScaNN index is of all numbers: leave dimension out, or search "
+                "exactly.",
+            )
         if request.rerank and self.reranker is None:
             raise Problem(
                 422, "no_reranker", "rerank: this server has no reranker: --reranker MODEL."
@@ -270,12 +293,9 @@ class SearchService:
         self.metrics.batch.observe(size)
         self.metrics.stages.labels("embed").observe(seconds)
 
-    async def _threaded(self, work: Callable[[], T]) -> T:
+    async def threaded(self, work: Callable[[], T]) -> T:
+        """Runs what takes long, or waits for a disk, beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
-
-
-async def _awaited(future: "Future[Embedded]") -> Embedded:
-    return await asyncio.wrap_future(future)
 
 
 def _given(text: str | None) -> str | None:
