@@ -65,9 +65,10 @@ def create_app(service: SearchService, *, hosts: Sequence[str] = ()) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(asyncio.to_thread(service.warm_up))
+        # Beside the first requests: what waits for it is only what needs the model.
+        warming = asyncio.create_task(asyncio.to_thread(_warm_up, service))
         yield
-        await asyncio.wait([warming])
+        await warming
         await asyncio.to_thread(service.close)
 
     app = FastAPI(
@@ -85,6 +86,13 @@ def create_app(service: SearchService, *, hosts: Sequence[str] = ()) -> ASGIApp:
     _add_health(app, service)
     _add_page(app)
     return Counted(Guard(app, limits=service.limits, hosts=hosts), metrics=service.metrics)
+
+
+def _warm_up(service: SearchService) -> None:
+    try:
+        service.warm_up()
+    except Exception as error:  # a search would tell it a client; here it is told the log
+        service.say(f"The model could not be warmed up, and /readyz stays at 503: {error!r}")
 
 
 def _add_search(app: FastAPI, service: SearchService) -> None:

@@ -72,7 +72,11 @@ class SearchService:
         self._batcher.close()
 
     def warm_up(self) -> None:
-        """Compiles what the first queries need, so that nobody waits for it."""
+        """Compiles what the first queries need, so that nobody waits for it.
+
+        Raises:
+          Exception: whatever the model or the search raises.
+        """
         grey = Image(np.full((64, 64, 3), 128, np.uint8), name="the warm-up's picture")
         for item in (Item.of(text="warm"), Item.of(image=grey), Item.of(text="up", image=grey)):
             found = self._batcher.submit(item.with_instruction("Find it.")).result()
@@ -150,7 +154,7 @@ class SearchService:
             )[0]
         )
         self.metrics.stages.labels("search").observe(found.search_ms / 1e3)
-        hits: "Sequence[Hit]" = found.hits
+        hits: Sequence[Hit] = found.hits
         if liked is not None:
             self_row = self.collection.row_of(liked.id)
             hits = [hit for hit in hits if self_row not in (hit.row, *hit.copies)]

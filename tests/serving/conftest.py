@@ -1,8 +1,10 @@
 """An application on a fake collection."""
 
 import base64
+import time
 
 import pytest
+
 from tests.serving import fakes
 
 # Imported before the fakes' users: without it nothing here can run, with it all does.
@@ -25,7 +27,7 @@ def serve(collection):
 
     clients = []
 
-    def make(*, embedder=None, reranker=None, hosts=(), said=None, **limits):
+    def make(*, embedder=None, wait=True, reranker=None, hosts=(), said=None, **limits):
         service = SearchService(
             collection,
             embedder or fakes.FakeEmbedder(),
@@ -38,6 +40,8 @@ def serve(collection):
         client.__enter__()
         clients.append(client)
         client.service = service
+        while wait and not service.warm:
+            time.sleep(0.005)
         return client
 
     yield make

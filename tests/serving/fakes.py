@@ -70,8 +70,11 @@ class FakeEmbedder:
                 on_failure(place, ImageError("Image x cannot be cut.", file="x", reason="thin"))
             colour = None
             if item.images:
-                colour = np.asarray(item.images[0].source.resize((1, 1)) if not isinstance(
-                    item.images[0].source, np.ndarray) else item.images[0].source[:1, :1])[0, 0]
+                colour = np.asarray(
+                    item.images[0].source.resize((1, 1))
+                    if not isinstance(item.images[0].source, np.ndarray)
+                    else item.images[0].source[:1, :1]
+                )[0, 0]
             vectors.append(vector_of(words, colour))
         return np.asarray(vectors, np.float32)
 
@@ -126,9 +129,7 @@ class FakeCollection:
     def presets(self, query, target):
         return (f"From {query} find {target}.", f"Another {target} for {query}.")
 
-    def search(
-        self, queries, *, k, kind=None, method="exact", dimension=None, collapse=True
-    ):
+    def search(self, queries, *, k, kind=None, method="exact", dimension=None, collapse=True):
         assert method in self.methods and (dimension is None or dimension in self.dimensions)
         rows = [row for row, one in enumerate(self.entries) if kind in (None, one.kind)]
         found = []

@@ -6,6 +6,7 @@ import threading
 
 import PIL.Image
 import pytest
+
 from tests.serving import fakes
 
 
@@ -23,8 +24,11 @@ def test_words_a_picture_and_both_find_what_is_alike(serve, red):
     assert ids(ask(client, text="a green lime"))[0] == "text/2"
     assert ids(ask(client, image=red))[0].startswith("a/apple")
     assert ids(ask(client, image="data:image/png;base64," + red))[0].startswith("a/apple")
-    both = ask(client, text="the sea at night", image=base64.b64encode(
-        fakes.picture((20, 30, 180))).decode())
+    both = ask(
+        client,
+        text="the sea at night",
+        image=base64.b64encode(fakes.picture((20, 30, 180))).decode(),
+    )
     assert ids(both)[0] == "b/sea.png"
     by_address = client.get("/api/search", params={"text": "a green lime", "k": 2})
     assert ids(by_address) == ids(ask(client, text="a green lime", k=2))
@@ -137,8 +141,6 @@ def test_one_unusable_query_does_not_spoil_its_batch(serve):
     def send(words):
         answers[words] = ask(client, text=words).status_code
 
-    while not client.service.warm:
-        pass
     threads = [threading.Thread(target=send, args=(w,)) for w in ("one", "broken", "two")]
     for thread in threads:
         thread.start()
@@ -185,7 +187,12 @@ def test_a_picture_that_is_gone_is_told_without_its_path(serve, collection):
 def test_openapi_tells_of_every_route_and_refusal(serve):
     schema = serve().get("/api/openapi.json").json()
     assert set(schema["paths"]) == {
-        "/api/search", "/api/item", "/api/image", "/api/collection", "/healthz", "/readyz",
+        "/api/search",
+        "/api/item",
+        "/api/image",
+        "/api/collection",
+        "/healthz",
+        "/readyz",
     }
     told = schema["paths"]["/api/search"]["post"]["responses"]
     assert {"200", "404", "409", "413", "421", "422", "429", "503"} <= set(told)

@@ -3,10 +3,10 @@
 import threading
 
 import pytest
-from tests.serving import fakes
 
 from marvel_jax.errors import MarvelError
 from marvel_jax.serving.limits import Limits, TokenBuckets
+from tests.serving import fakes
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate():
@@ -71,8 +71,11 @@ def test_only_its_own_names_reach_it(serve, host, status):
 
 def test_pages_of_other_sites_may_not_ask(serve):
     client = serve()
-    for origin, status in (("http://127.0.0.1:8765", 200), ("http://evil.example", 403),
-                           ("null", 403)):
+    for origin, status in (
+        ("http://127.0.0.1:8765", 200),
+        ("http://evil.example", 403),
+        ("null", 403),
+    ):
         answer = client.post("/api/search", json={"text": "x"}, headers={"origin": origin})
         assert answer.status_code == status
     plain = client.post(
@@ -104,8 +107,6 @@ def test_unknown_pages_and_methods_have_the_same_shape(serve):
 def test_beyond_the_queue_a_client_is_told_to_come_again(serve):
     embedder = fakes.FakeEmbedder()
     client = serve(embedder=embedder, queue=2, batch_wait_ms=0)
-    while not client.service.warm:
-        pass
     embedder.entered.clear()
     embedder.may_go.clear()
     codes = []
@@ -130,8 +131,6 @@ def test_beyond_the_queue_a_client_is_told_to_come_again(serve):
 def test_queries_that_come_while_the_device_works_go_together(serve):
     embedder = fakes.FakeEmbedder()
     client = serve(embedder=embedder, batch_wait_ms=0, batch=8)
-    while not client.service.warm:
-        pass
     embedder.entered.clear()
     embedder.may_go.clear()
     threads = [
@@ -160,7 +159,7 @@ def test_slow_answers_are_given_up(serve):
 def test_health_readiness_and_metrics(serve):
     embedder = fakes.FakeEmbedder()
     embedder.may_go.clear()
-    client = serve(embedder=embedder)
+    client = serve(embedder=embedder, wait=False)
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").status_code == 503
     embedder.may_go.set()
