@@ -1,4 +1,4 @@
-"""`marvel encode | index | search | mine | evaluate`: what a trained model is used for."""
+"""`marvel encode | convert | mine | evaluate | report`: what a trained model is used for."""
 
 import itertools
 from pathlib import Path
@@ -75,74 +75,6 @@ def convert(
     from marvel_jax.recipes.storing import convert_store
 
     return convert_store(store, out=out, dtype=dtype, dimension=dimension)
-
-
-def index(
-    store: Annotated[Positional[Path], arg(help="A vector store.")],
-    *,
-    out: Annotated[Path, arg(help="The ScaNN index to write.")],
-    target_recall: Annotated[
-        float | None, arg(help="Tune the setting until so much of the exact ten is found: 0.99.")
-    ] = None,
-    queries: Annotated[
-        Path | None,
-        arg(help="A store of queries to tune with; without one, vectors of the store, perturbed."),
-    ] = None,
-    memory: Annotated[
-        float | None,
-        arg(help="GiB that building may take, else 0.7 of what is free; more goes into shards."),
-    ] = None,
-    leaves: Annotated[int | None, arg(help="Leaves of a shard, instead of the rule's.")] = None,
-    search_leaves: Annotated[int | None, arg(help="Leaves looked at for a query.")] = None,
-    reorder: Annotated[int | None, arg(help="Candidates scored again exactly.")] = None,
-    json: Json = False,
-) -> Outcome:
-    """Builds a ScaNN index over a vector store; a killed run goes on."""
-    from marvel_jax.recipes.searching import build_index
-    from marvel_jax.retrieval.scann_config import ScannConfig
-
-    return build_index(
-        store,
-        out=out,
-        config=ScannConfig(leaves=leaves, search_leaves=search_leaves, reorder=reorder),
-        memory_gb=memory,
-        target_recall=target_recall,
-        queries=queries,
-    )
-
-
-def search(
-    model: Annotated[Positional[str], arg(help="The model that made the store.")],
-    *,
-    store: Annotated[Path, arg(help="A vector store.")],
-    index: Annotated[Path | None, arg(help="A ScaNN index of it; without one, exact.")] = None,
-    text: Annotated[str | None, arg(help="The query's text.")] = None,
-    image: Annotated[Path | None, arg(help="The query's picture.")] = None,
-    video: Annotated[Path | None, arg(help="The query's video.")] = None,
-    parts: Annotated[
-        Path | None,
-        arg(
-            help='A JSON file of the query, for any order: {"parts": [{"image": "a.jpg"}, "but"]}.'
-        ),
-    ] = None,
-    instruction: Annotated[str | None, arg(help="What to look for.")] = None,
-    k: Annotated[int, arg(help="How many to return.")] = 10,
-    json: Json = False,
-) -> Outcome:
-    """Searches a store by text, picture, video or any of them together."""
-    from marvel_jax.recipes.searching import search_store
-
-    return search_store(
-        model,
-        store=store,
-        index=index,
-        text=text,
-        image=image,
-        instruction=instruction,
-        k=k,
-        video=video,
-        parts=parts,
-    )
 
 
 def mine(

@@ -37,6 +37,7 @@ FLOORS = {
     "cli_plan": 7,
     "cli_retrieval": 7,
     "cli_run": 7,
+    "cli_search": 7,
     "cli_serving": 7,
     "cli_studies": 7,
     "cli_training": 8,

@@ -5,7 +5,6 @@ vector and was encoded once. The version before stays in place until the new one
 """
 
 import dataclasses
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from marvel_jax.collection.manifest import CollectionManifest, Prompts
 from marvel_jax.collection.source import Failure, Read, Source, find_source
 from marvel_jax.data.mbeir import read_instructions
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import atomic_folder, read_jsonl
+from marvel_jax.files import atomic_folder, read_jsonl, write_jsonl
 from marvel_jax.retrieval import prefetch
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode_calls import Tally
@@ -175,6 +174,7 @@ def _finish(
     if labelled is None and before is not None:
         kept = before.folder / write.LABELLED
         labelled = kept if kept.is_file() else None
+    queries = None if labelled is None else write.labelled_rows(labelled)
     cut = _cut(rows, embedder)
     records = [
         entry_record(
@@ -204,7 +204,7 @@ def _finish(
         built=datetime.now(UTC).isoformat(timespec="seconds"),
         instructions=_prompts(source),
     )
-    if before is not None and _is_same(before, manifest, records, failures, labelled):
+    if before is not None and _is_same(before, manifest, records, failures, queries):
         versions.switch(out, before.folder)  # forgets what was left lying
         return Built(out, before.manifest, changes, tuple(failures), encoded, new=False)
     version = versions.following(out)
@@ -215,8 +215,8 @@ def _finish(
         write.write_truncated(folder, store, manifest.dimensions)
         if manifest.has_scann:
             write.write_scann(folder, store, say=say)
-        if labelled is not None:
-            shutil.copyfile(labelled, folder / write.LABELLED)
+        if queries is not None:
+            write_jsonl(folder / write.LABELLED, queries)
         manifest.write(folder)
     versions.switch(out, version)
     return Built(out, manifest, changes, tuple(failures), encoded, new=True)
@@ -326,17 +326,17 @@ def _is_same(
     manifest: CollectionManifest,
     records: list[dict[str, Any]],
     failures: Sequence[Failure],
-    labelled: Path | None,
+    queries: list[dict[str, Any]] | None,
 ) -> bool:
     there = dataclasses.replace(before.manifest, built=manifest.built, changes=manifest.changes)
     told = [record for _, record in read_jsonl(before.folder / write.FAILURES)]
-    kept = before.folder / write.LABELLED
-    texts = [one.read_text("utf-8") if one and one.is_file() else None for one in (kept, labelled)]
+    path = before.folder / write.LABELLED
+    kept = [record for _, record in read_jsonl(path)] if path.is_file() else None
     return (
         there == manifest
         and before.records == records
         and told == [one._asdict() for one in failures]
-        and texts[0] == texts[1]
+        and kept == queries
     )
 
 

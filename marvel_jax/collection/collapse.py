@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# Emoji saved again as JPEG, or smaller, were at 0.9999 and more of themselves under a model that
+# was trained on them, and no other of 56 was nearer than 0.99.
 SAME_PICTURE = 0.999
 
 

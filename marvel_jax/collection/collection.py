@@ -150,10 +150,14 @@ class Collection:
         Raises:
           MarvelError: there is none.
         """
-        row = int(self._store.ids.rows_of([id])[0])
+        row = int(self.rows_of([id])[0])
         if row < 0:
             raise MarvelError(f"{self.folder} has no entry {id!r}.")
         return row
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """int64 [n]: the rows of ids, -1 where there is none."""
+        return self._store.ids.rows_of(ids)
 
     def vector(self, row: int) -> np.ndarray:
         """float32 [D], of unit norm.

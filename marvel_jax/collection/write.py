@@ -11,7 +11,7 @@ from marvel_jax.collection.entry import KINDS, kind_of
 from marvel_jax.collection.fresh import Place
 from marvel_jax.collection.source import Failure, Read
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import hash_bytes, write_jsonl
+from marvel_jax.files import hash_bytes, read_jsonl, write_jsonl
 from marvel_jax.retrieval import scann_memory, scann_ops
 from marvel_jax.retrieval.scann_config import ScannConfig
 from marvel_jax.retrieval.scann_index import ScannIndex, ScannUnavailableError
@@ -45,6 +45,29 @@ def write_entries(folder: Path, records: Sequence[dict[str, Any]], rows: Sequenc
 def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
     """Writes what could not be used: id, file and error of each."""
     write_jsonl(folder / FAILURES, [one._asdict() for one in failures])
+
+
+def labelled_rows(path: Path) -> list[dict[str, Any]]:
+    """A jsonl of labelled queries with whole paths of pictures, so that it can be kept elsewhere.
+
+    Raises:
+      MarvelError: the file is missing or no jsonl.
+    """
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, list):
+            return [whole(one) for one in value]
+        if isinstance(value, dict):
+            return {**value, "image": whole(value["image"])} if "image" in value else value
+        return str((path.parent / value).resolve()) if isinstance(value, str) and value else value
+
+    rows = []
+    for _, row in read_jsonl(path):
+        row = {**row, "image": whole(row["image"])} if "image" in row else dict(row)
+        if isinstance(row.get("parts"), list):
+            row["parts"] = [whole(one) if isinstance(one, dict) else one for one in row["parts"]]
+        rows.append(row)
+    return rows
 
 
 def write_store(

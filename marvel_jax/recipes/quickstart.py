@@ -14,11 +14,13 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from marvel_jax.collection.versions import is_collection
 from marvel_jax.data import emoji
 from marvel_jax.data.items import TASKS, Item
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_json, read_jsonl, write_json
+from marvel_jax.recipes.demo_collection import build_demo
 from marvel_jax.recipes.emoji import train_config
 from marvel_jax.recipes.evaluation import Evaluated, evaluate_embedder, score_table
 from marvel_jax.recipes.outcome import Outcome
@@ -41,7 +43,8 @@ def run_quickstart(workdir: Path, *, seed: int, short: bool) -> Outcome:
     """Runs what is not done yet of the quickstart in `workdir`.
 
     The folder then holds corpus/, train/ (a run), model/ (a Hugging Face folder), store/ and
-    index/ of the trained model, untrained/ (the same before the first step) and report/.
+    index/ of the trained model, untrained/ (the same before the first step), report/ and
+    collection/, which `marvel search` and `marvel serve` open.
 
     Raises:
       MarvelError: a font is missing, or the folder holds a quickstart with another seed or size.
@@ -93,15 +96,23 @@ def run_quickstart(workdir: Path, *, seed: int, short: bool) -> Outcome:
             evaluation_seconds=clock.spent["evaluate"]["seconds"],
         )
         page = write_report(report, workdir / "report")
+    collection = workdir / "collection"
+    with clock.stage("collection", done=is_collection(collection)):
+        if not is_collection(collection):
+            build_demo(
+                workdir, evaluated.store, embedder=trained, layout=layout, seed=seed, say=clock.say
+            )
     lines = [
         *score_table(evaluated.evaluation, untrained=untrained.evaluation),
         f"{clock.total('seconds'):.0f} s, {clock.total('cpu_seconds') / 60:.1f} CPU-minutes: "
         + ", ".join(f"{name} {spent['seconds']:.0f} s" for name, spent in clock.spent.items()),
         f"report: {page}",
+        f"search it: marvel serve {collection}",
     ]
     facts = {
         "workdir": str(workdir),
         "report": str(page),
+        "collection": str(collection),
         "scores": evaluated.evaluation.to_dict(),
         "untrained": untrained.evaluation.to_dict(),
         "stages": clock.spent,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +39,11 @@ def build_index(
         raise MarvelError("--queries are for tuning: give --target-recall, too.")
     if out.exists():  # before a large store is verified
         raise MarvelError(f"{out} exists already: choose another folder, or remove it first.")
+    if store.is_file() or (store.is_dir() and not any(store.glob("*.npy"))):
+        raise MarvelError(
+            f"{store} is not a vector store. Make one with `marvel encode`; or add --model, and a "
+            "collection is made of its pictures and texts."
+        )
     opened = VectorStore.open(store, progress=Ticker(say, "vectors verified"))
     asked = None if queries is None else VectorStore.open(queries)
     if asked is not None:
@@ -112,6 +118,13 @@ def search_store(
         "search": searcher.description,
     }
     return Outcome(facts, lines)
+
+
+def refuse_unused(flags: Mapping[str, object], *, of: str) -> None:
+    """Refuses flags that were given and have no meaning here; `of` says where they have one."""
+    given = [name for name, value in flags.items() if value not in (None, False, ())]
+    if given:
+        raise MarvelError(f"{given[0]} is for {of}: leave it out.")
 
 
 def _query(

@@ -13,6 +13,7 @@ from marvel_jax.data.keyed_lines import manifest_path
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.files import read_json_object, write_json, write_text
 from marvel_jax.models import hub
+from marvel_jax.models.deepening import deepen
 from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.parallel import hosts
 from marvel_jax.recipes import fusing, recall, score_tables
@@ -22,6 +23,7 @@ from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, EXIT_TERMINATED, Outcom
 from marvel_jax.recipes.stage_record import BEGUN, DONE
 from marvel_jax.recipes.stages import (
     Base,
+    Deepen,
     Emoji,
     Evaluate,
     Fuse,
@@ -83,6 +85,26 @@ def _base(stage: Base, folder: Path, say: Say) -> Outcome:
             documents={"preprocessor_config.json": processor.geometry.to_preprocessor_dict()},
         )
     return Outcome({}, ["a model with weights drawn from the seed"])
+
+
+def _deepen(stage: Deepen, folder: Path, say: Say) -> Outcome:
+    if not (folder / "model").exists():
+        checkpoint = hub.load(stage.model)
+        params, architecture = deepen(
+            checkpoint.params,
+            checkpoint.config,
+            layers=stage.layers,
+            key=jax.random.key(stage.seed),
+        )
+        hub.save(
+            folder / "model",
+            config=architecture,
+            params=jax.device_get(params),
+            attention="causal" if checkpoint.config.text.is_causal else "bidirectional",
+            temperature=checkpoint.temperature,
+            tokenizer_from=stage.model,
+        )
+    return Outcome({}, [f"a model with {stage.layers} further layers"])
 
 
 def _subset(stage: Subset, folder: Path, say: Say) -> Outcome:
@@ -261,6 +283,7 @@ _RUNS: Mapping[type[Stage], Callable[[Any, Path, Say], Outcome]] = {
     Emoji: _emoji,
     Synthetic: _synthetic,
     Base: _base,
+    Deepen: _deepen,
     Subset: _subset,
     Train: _train,
     Mine: _mine,

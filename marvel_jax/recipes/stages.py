@@ -92,6 +92,23 @@ class Base(Stage):
 
 
 @dataclass(frozen=True)
+class Deepen(Stage):
+    """A model with further language layers on top, which begin as the identity.
+
+    Where a model of few layers is to compare what it has just read: what is compared must first be
+    understood.
+    """
+
+    model: str
+    layers: int = 2
+    seed: int = 0
+    outputs: ClassVar[Mapping[str, str]] = {"model": "model"}
+
+    def __post_init__(self) -> None:
+        self._require(self.layers > 0, f"layers={self.layers}: give 1 or more.")
+
+
+@dataclass(frozen=True)
 class Subset(Stage):
     """A part of an M-BEIR folder's queries in a folder of its own; pools and pictures stay whole.
 
@@ -312,6 +329,7 @@ KINDS: tuple[type[Stage], ...] = (
     Emoji,
     Synthetic,
     Base,
+    Deepen,
     Subset,
     Train,
     Mine,

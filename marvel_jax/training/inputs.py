@@ -179,12 +179,13 @@ def open_source(config: DataConfig, *, rerank: TrainConfig | None = None) -> Ret
 def _open_part(
     part: SourceConfig, field: str, data: DataConfig, rerank: TrainConfig | None
 ) -> RetrievalSource:
-    if rerank is None:
+    top = None if rerank is None or rerank.rerank is None else rerank.rerank.top
+    if rerank is None or top is None:
         return sources.open_source(
             part, field=field, retrieved_by=data.retrieved_by, taught_by=data.taught_by
         )
     source = sources.open_source(dataclasses.replace(part, mined=None), field=field)
-    return listed_source(rerank, source, part.mined)
+    return listed_source(source, part.mined, top=top, model_hash=data.retrieved_by)
 
 
 def make_processor(

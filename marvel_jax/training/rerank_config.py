@@ -11,12 +11,14 @@ class RerankConfig:
     """The objective "rerank": each query with one positive ("Yes") and some negatives ("No").
 
     Negatives are drawn from the mined file's results (`data.mined`) that rank among the first
-    `top`, known positives left out; without such a file from the source's own hard negatives.
+    `top`, known positives left out, or without `top` from those that mining chose; without such a
+    file from the source's own hard negatives.
 
     Attributes:
       prompt: a name of `data.rerank_prompts.PROMPTS`; it is kept with the exported model.
       negatives: "No" sequences of a query.
-      top: ranks of the mined list that negatives are drawn from (the paper's 50, the code's 100).
+      top: ranks of the mined list that negatives are drawn from (the paper's 50, the code's 100);
+        None takes the chosen ones, such as random ones of the pool, which are easier at first.
       listed: a further sequence of a query, the positive among 1 to `listed` - 1 negatives whose
         number is asked for; 0 for none, 5 as LamRA.
       whole_reply: the loss covers the reply's frame too, six tokens of which one tells anything,
@@ -28,7 +30,7 @@ class RerankConfig:
 
     prompt: str = "marvel"
     negatives: int = 1
-    top: int = 100
+    top: int | None = 100
     listed: int = 0
     whole_reply: bool = False
     max_text_tokens: int = 256
@@ -37,8 +39,9 @@ class RerankConfig:
         if self.prompt not in PROMPTS:
             raise MarvelError(f"rerank.prompt={self.prompt!r}: choose one of {', '.join(PROMPTS)}.")
         for name in ("negatives", "top", "max_text_tokens"):
-            if getattr(self, name) < 1:
-                raise MarvelError(f"rerank.{name}={getattr(self, name)} must be at least 1.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MarvelError(f"rerank.{name}={value} must be at least 1.")
         if self.listed and not 2 <= self.listed <= MOST_LISTED:
             raise MarvelError(
                 f"rerank.listed={self.listed}: give 0 for none, or 2 to {MOST_LISTED} candidates."

@@ -54,19 +54,17 @@ def pair_processor(
 
 
 def listed_source(
-    config: "TrainConfig", source: RetrievalSource, mined: Path | str | None
+    source: RetrievalSource, mined: Path | str | None, *, top: int, model_hash: str | None
 ) -> RetrievalSource:
     """The source whose negatives are the mined lists; without a mined file the source as it is.
 
     Raises:
-      MarvelError: the file does not fit the source, or is not of the model that
-        `data.retrieved_by` names (`with_listed_negatives`).
+      MarvelError: the file does not fit the source, or is not of the model `model_hash`
+        (`with_listed_negatives`).
     """
     if mined is None:
         return source
-    return with_listed_negatives(
-        source, mined, top=_rerank(config).top, model_hash=config.data.retrieved_by
-    )
+    return with_listed_negatives(source, mined, top=top, model_hash=model_hash)
 
 
 def make_rerank_plan(

@@ -30,7 +30,15 @@ from marvel_jax.recipes.stages import (
 CONFIGS = Path(__file__).parents[2] / "configs"
 GOLDEN = Path(__file__).with_name("golden")
 MAIN = ("umarvel_qwen2_vl_7b", "umarvel_qwen2_vl_2b", "emoji_full", "mm_embed_qwen2_vl_7b")
-ABLATIONS = ("embedding", "instruction", "progressive", "batch", "negatives", "distillation")
+ABLATIONS = (
+    "attention_pooling",
+    "embedding",
+    "instruction",
+    "progressive",
+    "batch",
+    "negatives",
+    "distillation",
+)
 NAMES = (*MAIN, "held_out", *(f"ablations/{name}" for name in ABLATIONS))
 
 
@@ -267,12 +275,19 @@ def test_the_emoji_recipe_judges_on_other_queries_than_it_fits_on():
     assert fitted.seed == judged.seed and fitted.last <= judged.first and judged.most == 200
     (report,) = [stage for stage in recipe.stages if isinstance(stage, Report)]
     labels = [column.label for column in report.columns]
-    assert labels == ["instruction-tuned", "+ mined", "+ distilled", "+ reranker fused"]
+    assert labels == [
+        "instruction-tuned",
+        "+ mined",
+        "+ distilled",
+        "+ distilled, no text",
+        "+ reranker fused",
+    ]
 
 
 def test_ablations_have_the_rows_of_the_papers_tables():
     rows = {name: len(recipe_of(f"ablations/{name}").stages[-1].columns) for name in ABLATIONS}
     assert rows == {
+        "attention_pooling": 4,
         "embedding": 5,
         "instruction": 3,
         "progressive": 3,

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from marvel_jax.collection.collection import Collection
+from marvel_jax.collection.entry import KINDS
+from marvel_jax.collection.judge import read_labelled
 from marvel_jax.data import emoji
 from marvel_jax.data.items import TASKS
 from marvel_jax.errors import MarvelError
@@ -47,7 +50,7 @@ def ran(patched, tmp_path_factory):
 
 def test_it_leaves_a_report_and_all_that_it_was_made_from(ran):
     workdir, outcome = ran
-    for name in ("corpus", "train", "model", "store", "index", "untrained/store"):
+    for name in ("corpus", "train", "model", "store", "index", "untrained/store", "collection"):
         assert (workdir / name).is_dir(), name
     page = (workdir / "report/index.html").read_text()
     assert outcome.facts["report"] == str(workdir / "report/index.html")
@@ -59,6 +62,14 @@ def test_it_leaves_a_report_and_all_that_it_was_made_from(ran):
     assert [step for step, _ in report["curves"]["loss"]] == [0, 1]
     # By brute force, so exact, but vectors of an untrained model are nearly equal.
     assert report["evaluation"]["approximate"]["recall"] > 0.99
+    collection = Collection.open(workdir / "collection")
+    assert set(collection.manifest.counts) == set(KINDS) and collection.manifest.failures == 0
+    queries = read_labelled(workdir / "labelled.jsonl", collection)
+    assert {query.kind for query in queries} == set(KINDS)
+    assert collection.labelled is not None
+    for query in queries:
+        assert (collection.rows_of(query.relevant) >= 0).all()
+    assert outcome.lines[-1] == f"search it: marvel serve {workdir / 'collection'}"
     assert outcome.code == 0 and any("mean hit" in line for line in outcome.lines)
     json.dumps(dict(outcome.facts), allow_nan=False)
 
@@ -68,7 +79,7 @@ def test_a_second_run_makes_nothing_again(ran, monkeypatch):
 
     def files() -> dict[Path, int]:
         kept = ("corpus", "train/checkpoints", "model", "store", "index", "queries")
-        kept += ("untrained/store", "untrained/queries")
+        kept += ("untrained/store", "untrained/queries", "collection")
         found = [path for name in kept for path in (workdir / name).rglob("*") if path.is_file()]
         return {path: path.stat().st_mtime_ns for path in found}
 
