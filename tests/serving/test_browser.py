@@ -182,7 +182,7 @@ def test_the_keyboard_alone_does_it(page):
 def test_markup_of_a_corpus_is_shown_as_text(page):
     search(page, "<script>window.harmed = true</script>")
     card = page.locator(".hit[data-id='text/3'] .text")
-    assert card.inner_text() == dict((row[0], row[1]) for row in fakes.FRUIT)["text/3"]
+    assert card.inner_text() == {row[0]: row[1] for row in fakes.FRUIT}["text/3"]
     assert page.evaluate("window.harmed") is None
     assert page.locator(".hit[data-id='text/4'] .text").get_attribute("dir") == "auto"
 
