@@ -16,8 +16,8 @@ from marvel_jax.cli_flags import Json
 from marvel_jax.cli_plan import plan
 from marvel_jax.cli_retrieval import convert, encode, evaluate, mine, report
 from marvel_jax.cli_run import run, table
-from marvel_jax.cli_serving import serve
 from marvel_jax.cli_search import index, search
+from marvel_jax.cli_serving import serve
 from marvel_jax.cli_training import export, import_model, train
 from marvel_jax.errors import MarvelError
 from marvel_jax.recipes.outcome import Outcome

@@ -95,10 +95,8 @@ def search(page, words):
 
 
 def done(page):
-    page.wait_for_function(
-        "/result/.test(document.querySelector('#status').textContent) "
-        "&& !document.body.classList.contains('busy')"
-    )
+    # By selectors: `wait_for_function` evaluates text, which the page's policy forbids.
+    page.locator("body:not(.busy) #status:has-text('result')").wait_for()
 
 
 def shown(page):
@@ -133,7 +131,7 @@ def test_type_see_more_like_this_and_reload(page):
     done(page)
     assert shown(page) == found and page.locator(".chip").count() == 1
     page.go_back()
-    page.wait_for_function("document.querySelector('#text').value === 'a green lime'")
+    playwright.expect(page.locator("#text")).to_have_value("a green lime", timeout=SECONDS)
 
 
 def test_a_dropped_picture_is_searched_and_its_copies_unfold(page):
