@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +24,7 @@ from marvel_jax.serving.schemas import (
     CollectionBody,
     EntryBody,
     Health,
+    Method,
     Offered,
     Preset,
     SearchAnswer,
@@ -226,7 +227,7 @@ def _collection_body(service: SearchService) -> CollectionBody:
         count=len(collection),
         counts=manifest.counts,
         built=manifest.built,
-        methods=list(collection.methods),
+        methods=cast("list[Method]", list(collection.methods)),
         dimensions=list(collection.dimensions),
         reranker=service.reranker is not None,
         presets=[
