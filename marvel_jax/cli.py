@@ -17,6 +17,7 @@ from marvel_jax.cli_plan import plan
 from marvel_jax.cli_retrieval import convert, encode, evaluate, mine, report
 from marvel_jax.cli_run import run, table
 from marvel_jax.cli_search import index, search
+from marvel_jax.cli_serving import serve
 from marvel_jax.cli_studies import study
 from marvel_jax.cli_training import export, import_model, train
 from marvel_jax.errors import MarvelError
@@ -57,6 +58,7 @@ app.command(evaluate)
 app.command(report)
 app.command(mine)
 app.command(study, name="study", help="Trials of a recipe along axes: run, schedule, plan, report.")
+app.command(serve)
 app.command(bench, name="bench", help="Measures loss, train step, packing, attention, encoding.")
 
 

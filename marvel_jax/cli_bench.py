@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
 from marvel_jax.cli_flags import Json
@@ -338,6 +338,30 @@ def bench_union(
         seed=seed,
     )
     return _measured(union.run(options, say=Console(stderr=True, highlight=False).print))
+
+
+@bench.command(name="serve")
+def bench_serve(
+    collection: Annotated[Positional[Path], arg(help="What `marvel index FOLDER` made.")],
+    *,
+    clients: Annotated[int, arg(help="That ask at once.")] = 8,
+    seconds: Annotated[float, arg(help="Of load.")] = 60.0,
+    bare_seconds: Annotated[float, arg(help="Of bare calls.")] = 15.0,
+    k: Annotated[int, arg(help="Results of a query.")] = 10,
+    json: Json = False,
+) -> Outcome:
+    """Latency, queries/s and memory of `marvel serve` under load, beside bare calls.
+
+    The server is a process of its own on loopback; bare is one encode and one search at a time.
+    """
+    from rich.console import Console
+
+    from marvel_jax.bench import serve
+
+    options = serve.ServeOptions(
+        collection=collection, clients=clients, seconds=seconds, bare_seconds=bare_seconds, k=k
+    )
+    return _measured(serve.run(options, say=Console(stderr=True, highlight=False).print))
 
 
 def _run(config: Path | None, overrides: tuple[tuple[str, ...], ...]) -> Any:

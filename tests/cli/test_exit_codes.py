@@ -25,10 +25,11 @@ GROUPS = {
         "search",
         "union",
         "preprocess",
+        "serve",
     ),
 }
 COMMANDS = ("plan", "run", "table", "quickstart", "train", "encode", "index", "search", "mine")
-COMMANDS += ("convert", "evaluate", "report", "import", "export")
+COMMANDS += ("convert", "evaluate", "report", "import", "export", "serve")
 
 
 def test_an_error_is_one_message_and_no_traceback(marvel, tmp_path):

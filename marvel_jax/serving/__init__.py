@@ -1,0 +1,1 @@
+"""A collection behind a JSON API and a page: one process, safe by default."""

@@ -1,0 +1,207 @@
+"""The page in a real Chromium: what a person does, by mouse, by keyboard and on a phone."""
+
+import shutil
+import threading
+import time
+
+import pytest
+
+from marvel_jax.serving import server
+from marvel_jax.serving.limits import Limits
+from marvel_jax.serving.service import SearchService
+from tests.serving import fakes
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright, which drives a browser, is not installed"
+)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+SECONDS = 60_000  # on a busy machine, in milliseconds; what is there is not waited for
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A real uvicorn on a fake collection, in a thread."""
+    import uvicorn
+
+    from marvel_jax.serving.app import create_app
+
+    collection = fakes.FakeCollection(tmp_path_factory.mktemp("page"), fakes.FRUIT)
+    service = SearchService(
+        collection,
+        fakes.FakeEmbedder(),
+        reranker=fakes.FakeReranker(),
+        limits=Limits(rate=1e6, burst=1e6),
+    )
+    bound = server.listen("127.0.0.1", 0)
+    running = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", ws="none"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    while not running.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    yield server.address(bound)
+    running.should_exit = True
+    thread.join(30)
+    bound.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=SECONDS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A fresh page; at its end nothing may have gone wrong and nobody else been asked."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    opened = context.new_page()
+    opened.set_default_timeout(SECONDS)
+    wrong, asked = [], []
+
+    def note(line):  # a refusal is an error to the console, and is told on the page
+        if line.type == "error" and "status of 422" not in line.text:
+            wrong.append(line.text)
+
+    opened.on("console", note)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.goto(address)
+    yield opened
+    assert wrong == []
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:" + address))] == []
+    context.close()
+
+
+def search(page, words):
+    page.locator("#text").fill(words)
+    page.keyboard.press("Enter")
+    done(page)
+
+
+def done(page):
+    # By selectors: `wait_for_function` evaluates text, which the page's policy forbids.
+    page.locator("body:not(.busy) #status:has-text('result')").wait_for()
+
+
+def shown(page):
+    return page.locator(".hits .hit").evaluate_all("all => all.map(one => one.dataset.id)")
+
+
+def drop(page, content):
+    page.evaluate(
+        """bytes => {
+            const file = new File([new Uint8Array(bytes)], "a.png", { type: "image/png" });
+            const moved = new DataTransfer();
+            moved.items.add(file);
+            for (const type of ["dragenter", "dragover", "drop"]) {
+                document.body.dispatchEvent(
+                    new DragEvent(type, { dataTransfer: moved, bubbles: true, cancelable: true })
+                );
+            }
+        }""",
+        list(content),
+    )
+
+
+def test_type_see_more_like_this_and_reload(page):
+    search(page, "a green lime")
+    assert shown(page)[0] == "text/2"
+    page.locator(".hit[data-id='a/lime.png'] .like").click()
+    page.wait_for_url("**like=a%2Flime.png**")
+    done(page)
+    found = shown(page)
+    assert found and "a/lime.png" not in found
+    page.reload()
+    done(page)
+    assert shown(page) == found and page.locator(".chip").count() == 1
+    page.go_back()
+    playwright.expect(page.locator("#text")).to_have_value("a green lime", timeout=SECONDS)
+
+
+def test_a_dropped_picture_is_searched_and_its_copies_unfold(page):
+    drop(page, fakes.picture((205, 25, 25)))
+    done(page)
+    assert shown(page)[0].startswith("a/apple")
+    assert "cannot hold your picture" in page.locator("#status").inner_text()
+    page.locator(".copies summary").first.click()
+    assert page.locator(".copies li").first.is_visible()
+    page.locator(".face img").first.evaluate("one => one.decode()")
+
+
+def test_kind_rerank_and_two_instructions_are_kept_in_the_address(page):
+    page.locator("input[value='text']").check(force=True)
+    page.locator("#rerank").check()
+    page.locator("#beside").check()
+    page.locator("#instruction2").fill("Another one.")
+    search(page, "red apple")
+    assert page.locator(".column").count() == 2
+    assert page.locator("h2").all_inner_texts() == ["From text find text.", "Another one."]
+    assert page.locator(".move.up").count() and page.locator(".chance").count()
+    before = shown(page)
+    page.reload()
+    done(page)
+    assert shown(page) == before and page.locator(".column").count() == 2
+
+
+def test_the_keyboard_alone_does_it(page):
+    page.locator("#go").focus()
+    page.keyboard.press("/")
+    page.keyboard.type("blue water")
+    page.keyboard.press("Enter")
+    done(page)
+    page.keyboard.press("ArrowDown")
+    focused = "document.activeElement.dataset.id"
+    first, second = shown(page)[:2]
+    assert page.evaluate(focused) == first
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focused) == second
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "like"
+    page.keyboard.press("Enter")
+    page.wait_for_url("**like=**")
+
+
+def test_markup_of_a_corpus_is_shown_as_text(page):
+    search(page, "<script>window.harmed = true</script>")
+    card = page.locator(".hit[data-id='text/3'] .text")
+    assert card.inner_text() == {row[0]: row[1] for row in fakes.FRUIT}["text/3"]
+    assert page.evaluate("window.harmed") is None
+    assert page.locator(".hit[data-id='text/4'] .text").get_attribute("dir") == "auto"
+
+
+def test_a_refusal_is_told_on_the_page(page, address):
+    page.goto(address + "?q=apple&k=100")
+    done(page)
+    page.locator("#text").fill("x" * 20_001)
+    with page.expect_response("**/api/search") as answered:
+        page.keyboard.press("Enter")
+    assert answered.value.status == 422
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "20,000" in page.locator("#problem").inner_text()
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    search(page, "red " + "very" * 30)
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 360
+    page.locator("#more summary").click()
+    page.locator("#beside").check()
+    done(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
