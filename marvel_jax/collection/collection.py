@@ -203,7 +203,8 @@ class Collection:
         size = len(self) if rows is None else len(rows)
         if not size or not len(queries):
             return [Found((), 0.0, None) for _ in queries]
-        most = min(size, 2 * k + _SPARE if collapse else k)
+        # Rounded up to a power of two: each number of results is a compilation of the search.
+        most = min(size, 1 << (2 * k + _SPARE - 1 if collapse else k - 1).bit_length())
         started = time.perf_counter()
         if method == "scann":
             top = self._approximate(queries, most, rows)

@@ -27,7 +27,7 @@ from marvel_jax.retrieval import placement, prefetch
 from marvel_jax.retrieval.encode_calls import Call, Tally, measure, prepare
 from marvel_jax.retrieval.encode_copies import first_copies
 from marvel_jax.retrieval.encode_rows import encoding_rows as encoding_rows
-from marvel_jax.retrieval.encode_rows import row_groups
+from marvel_jax.retrieval.encode_rows import row_groups, steady_rows
 from marvel_jax.settings import (
     Attention,
     EmbeddingSettings,
@@ -207,6 +207,7 @@ class Embedder:
         *,
         instruction: str | None = None,
         batch_tokens: int = 4096,
+        steady: int | None = None,
         progress: bool | Progress = False,
         on_failure: OnFailure | None = None,
         tally: Tally | None = None,
@@ -223,6 +224,8 @@ class Embedder:
             out of the mean.
           batch_tokens: tokens a device and forward pass, padding included (an item longer than
             that goes alone); it bounds memory and does not change a vector.
+          steady: in the place of `batch_tokens`, for a server: so many items a forward pass, in few
+            shapes, so that queries of other lengths need no new compilation.
           progress: True for a progress bar, or a function of (items done, items in all).
           on_failure: told the place of an item with a picture that cannot be used, and the error;
             its vector is then zero. Without it, the error is raised.
@@ -262,7 +265,9 @@ class Embedder:
             whole = np.flatnonzero(first == np.arange(len(listed)))
             whole = whole[~np.isin(whole, failed)]
             done = len(failed)
-            calls = self._calls(read, lengths, filmed, whole, batch_tokens, pool)
+            calls = self._calls(
+                read, lengths, filmed, whole, pool, batch_tokens=batch_tokens, steady=steady
+            )
             for call, found in self._run(calls):
                 vectors[call.places] = found
                 for place, error in call.failed:
@@ -279,20 +284,28 @@ class Embedder:
         lengths: np.ndarray,
         filmed: np.ndarray,
         places: np.ndarray,
-        batch_tokens: int,
         pool: Any,
+        *,
+        batch_tokens: int,
+        steady: int | None,
     ) -> Iterator[Call]:
         """Forward passes over the items at these places; threads prepare them ahead."""
         devices = 1 if self._mesh is None else self._mesh.size
+        merge_area = self.processor.geometry.merge_area
         for members in row_groups(lengths[places], filmed[places]):
             group = places[members]
-            shape, num_rows = encoding_rows(
-                lengths[group],
-                batch_tokens=batch_tokens,
-                merge_area=self.processor.geometry.merge_area,
-                devices=devices,
-                known=self._shapes,
-            )
+            if steady is not None:
+                shape, num_rows = steady_rows(
+                    lengths[group], most_rows=steady, merge_area=merge_area, devices=devices
+                )
+            else:
+                shape, num_rows = encoding_rows(
+                    lengths[group],
+                    batch_tokens=batch_tokens,
+                    merge_area=merge_area,
+                    devices=devices,
+                    known=self._shapes,
+                )
             self._shapes[shape] = None
             make = partial(
                 prepare, read, self.processor, group=group, shape=shape, num_rows=num_rows

@@ -62,6 +62,20 @@ def encoding_rows(
     return shape, tried[shape].rows_a_call
 
 
+def steady_rows(
+    lengths: np.ndarray, *, most_rows: int, merge_area: int, devices: int = 1
+) -> tuple[RowShape, int]:
+    """The row shape and number of rows for a server's queries of (tokens, patches) [N, 2].
+
+    One item a row, lengths rounded up to powers of two, and one row or `most_rows` (a multiple of
+    `devices`): whoever asks next needs no new compilation, at the price of padding.
+    """
+    tokens, patches = np.asarray(lengths, np.int64).max(axis=0).tolist()
+    row_patches = merge_area * _power(-(-patches // merge_area)) if patches else 0
+    shape = RowShape(max(_SHORTEST_ROW, _power(tokens)), row_patches, 1)
+    return shape, 1 if len(lengths) == 1 else -(-most_rows // devices) * devices
+
+
 def row_groups(lengths: np.ndarray, filmed: np.ndarray | None = None) -> list[np.ndarray]:
     """The places of the items of text alone, of those with pictures, and of those with video.
 
@@ -144,9 +158,14 @@ def _cost(shape: RowShape) -> float:
     return text + _PATCH_COST * shape.patches * (1 + shape.patches / _VISION_HALF)
 
 
+def _power(size: int) -> int:
+    """The next power of two."""
+    return 1 << (size - 1).bit_length()
+
+
 def _grid(size: int) -> int:
     """The next power of two, or three quarters of it."""
-    power = 1 << (size - 1).bit_length()
+    power = _power(size)
     return power * 3 // 4 if size <= power * 3 // 4 else power
 
 

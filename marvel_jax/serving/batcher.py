@@ -85,7 +85,9 @@ class Batcher:
             with self._device:
                 started = time.perf_counter()
                 vectors = self._embedder.encode(
-                    [item for item, _ in members], on_failure=failed.__setitem__
+                    [item for item, _ in members],
+                    steady=self._size,
+                    on_failure=failed.__setitem__,
                 )
                 seconds = time.perf_counter() - started
         except BaseException as error:  # whoever waits must be told, whatever it is

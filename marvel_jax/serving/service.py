@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # what computes is loaded by who hands it in
 
 T = TypeVar("T")
 
+_WARM, _USUAL = "Find what this asks for.", 20
+"""An instruction and a number of results to compile for."""
+
 
 class SearchService:
     """Answers queries on one collection with one embedder and perhaps a reranker."""
@@ -72,15 +75,32 @@ class SearchService:
         self._batcher.close()
 
     def warm_up(self) -> None:
-        """Compiles what the first queries need, so that nobody waits for it.
+        """Compiles what most queries need, alone and in a batch, so that nobody waits for it.
+
+        What is longer than usual is compiled when it first comes.
 
         Raises:
           Exception: whatever the model or the search raises.
         """
-        grey = Image(np.full((64, 64, 3), 128, np.uint8), name="the warm-up's picture")
-        for item in (Item.of(text="warm"), Item.of(image=grey), Item.of(text="up", image=grey)):
-            found = self._batcher.submit(item.with_instruction("Find it.")).result()
-            self.collection.search(found.vector[None], k=1)
+        grey, white = (
+            Image(np.full((2048, 2048, 3), shade, np.uint8), name="the warm-up's picture")
+            for shade in (128, 255)
+        )
+        for items in (
+            [Item.of(text="warm"), Item.of(text="up")],
+            [Item.of(image=grey), Item.of(image=white)],
+            [Item.of(text="warm", image=grey), Item.of(text="up", image=white)],
+        ):
+            asked = [item.with_instruction(_WARM) for item in items]
+            for some in (asked[:1], asked):
+                with self._device:
+                    vectors = self.embedder.encode(some, steady=self.limits.batch)
+        for kind in (None, *KINDS):
+            for method in self.collection.methods:
+                self.collection.search(vectors[:1], k=_USUAL, kind=kind, method=method)
+        if self.reranker is not None:
+            found = self.collection.search(vectors[:1], k=_USUAL)[0]
+            self._chances(asked[0], found.hits[: self.limits.rerank_depth])
         self.warm = True
 
     async def search(self, request: SearchRequest) -> SearchAnswer:

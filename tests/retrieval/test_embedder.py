@@ -16,7 +16,7 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.models.qwen2_vl import init_params
 from marvel_jax.retrieval.embedder import Embedder, encoding_rows
 from marvel_jax.retrieval.encode_calls import Tally
-from marvel_jax.retrieval.encode_rows import row_groups
+from marvel_jax.retrieval.encode_rows import row_groups, steady_rows
 from tests import tiny
 
 ITEMS = [
@@ -63,6 +63,11 @@ def test_vectors_are_float32_of_unit_norm(embedder, vectors):
 def test_neither_order_nor_batch_size_change_a_vector(embedder, vectors, order, batch_tokens):
     found = embedder.encode([ITEMS[i] for i in order], batch_tokens=batch_tokens)
     np.testing.assert_allclose(found, vectors[list(order)], atol=1e-5)
+
+
+@pytest.mark.parametrize("steady", [1, 3])
+def test_a_servers_few_shapes_do_not_change_a_vector(embedder, vectors, steady):
+    np.testing.assert_allclose(embedder.encode(ITEMS, steady=steady), vectors, atol=1e-5)
 
 
 @pytest.mark.parametrize("number", range(len(ITEMS)))
@@ -373,6 +378,22 @@ def test_every_item_fits_a_row_and_a_batch_its_tokens(lengths, batch_tokens):
     assert (shape.patches > 0) == any(patches for _, patches in lengths)
     # One short item is not worth a batch.
     assert num_rows == 1 or num_rows * shape.tokens <= 4 * sum(tokens for tokens, _ in lengths)
+
+
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(4, 64), st.integers(1, 16).map(lambda tokens: 4 * tokens)),
+        min_size=1,
+        max_size=40,
+    ),
+    devices=st.sampled_from([1, 2, 8]),
+)
+def test_a_servers_queries_meet_few_shapes(lengths, devices):
+    shape, rows = steady_rows(np.array(lengths), most_rows=6, merge_area=4, devices=devices)
+    assert shape.tokens == 64 and shape.items == 1
+    assert shape.patches in (4, 8, 16, 32, 64)
+    assert all(patches <= shape.patches for _, patches in lengths)
+    assert rows == (1 if len(lengths) == 1 else {1: 6, 2: 6, 8: 8}[devices])
 
 
 @pytest.mark.parametrize("count", [256, 2048])
