@@ -44,10 +44,10 @@ def encoding_rows(
         shape = _smallest(lengths, merge_area)
         rows = len(pack(lengths, shape))
         if rows >= devices > 1:
-            return shape, devices * _grid(-(-rows // devices))
+            return shape, devices * coarse(-(-rows // devices))
         most = max(1, batch_tokens // shape.tokens)
         # In one call if it holds them, else in calls of like size.
-        return shape, _grid(rows) if _grid(rows) <= most else -(-rows // -(-rows // most))
+        return shape, coarse(rows) if coarse(rows) <= most else -(-rows // -(-rows // most))
     longest, most = lengths.max(axis=0).tolist()
     trial = _Trial(lengths, batch_tokens, devices)
     for shape in known:
@@ -65,14 +65,14 @@ def encoding_rows(
 def steady_rows(
     lengths: np.ndarray, *, most_rows: int, merge_area: int, devices: int = 1
 ) -> tuple[RowShape, int]:
-    """The row shape and number of rows for a server's queries of (tokens, patches) [N, 2].
+    """The row shape and number of rows for what a server is asked, of (tokens, patches) [N, 2].
 
     One item a row, lengths rounded up to powers of two, and one row or `most_rows` (a multiple of
     `devices`): whoever asks next needs no new compilation, at the price of padding.
     """
     tokens, patches = np.asarray(lengths, np.int64).max(axis=0).tolist()
-    row_patches = merge_area * _power(-(-patches // merge_area)) if patches else 0
-    shape = RowShape(max(_SHORTEST_ROW, _power(tokens)), row_patches, 1)
+    row_patches = merge_area * next_power(-(-patches // merge_area)) if patches else 0
+    shape = RowShape(max(_SHORTEST_ROW, next_power(tokens)), row_patches, 1)
     return shape, 1 if len(lengths) == 1 else -(-most_rows // devices) * devices
 
 
@@ -108,12 +108,12 @@ def _sizes(lengths: np.ndarray, batch_tokens: int, merge_area: int) -> list[RowS
 def _smallest(lengths: np.ndarray, merge_area: int) -> RowShape:
     """A row as short as the longest item, with the patches that go with its tokens."""
     tokens, patches = lengths.max(axis=0).tolist()
-    row_tokens = max(_SHORTEST_ROW, _grid(tokens))
+    row_tokens = max(_SHORTEST_ROW, coarse(tokens))
     row_patches = 0
     if patches:
         mean_tokens, mean_patches = lengths.mean(axis=0)
         wanted = max(patches, round(row_tokens * mean_patches / mean_tokens))
-        row_patches = merge_area * _grid(-(-wanted // merge_area))
+        row_patches = merge_area * coarse(-(-wanted // merge_area))
     return RowShape(row_tokens, row_patches, _most_items(row_tokens, lengths))
 
 
@@ -158,14 +158,14 @@ def _cost(shape: RowShape) -> float:
     return text + _PATCH_COST * shape.patches * (1 + shape.patches / _VISION_HALF)
 
 
-def _power(size: int) -> int:
+def next_power(size: int) -> int:
     """The next power of two."""
     return 1 << (size - 1).bit_length()
 
 
-def _grid(size: int) -> int:
-    """The next power of two, or three quarters of it."""
-    power = _power(size)
+def coarse(size: int) -> int:
+    """The next power of two, or three quarters of it: like calls share one compilation."""
+    power = next_power(size)
     return power * 3 // 4 if size <= power * 3 // 4 else power
 
 

@@ -175,6 +175,7 @@ class Reranker:
         pairs: Iterable[tuple[Item, Item]],
         *,
         batch_tokens: int = 8192,
+        steady: int | None = None,
         progress: Progress | None = None,
     ) -> Scores:
         """The logits of (query, candidate) pairs, in their order.
@@ -185,6 +186,8 @@ class Reranker:
         Args:
           pairs: queries with their instructions, candidates without.
           batch_tokens: tokens a forward pass, padding included; it bounds memory.
+          steady: in the place of `batch_tokens`, for a server: so many pairs a forward pass, each
+            in a row of its own, in few shapes, so that other lengths need no new compilation.
           progress: told (pairs done, pairs in all).
 
         Raises:
@@ -220,6 +223,7 @@ class Reranker:
                 share=self.share_queries,
                 batch_tokens=batch_tokens,
                 merge_area=processor.geometry.merge_area,
+                steady=steady,
             )
             for found, values in self._run(plan, make, processor.answer_ids):
                 logits[found.pairs] = values

@@ -10,6 +10,7 @@ import numpy as np
 from marvel_jax.data.batch import Rows, RowShape, build_rows, row_batches
 from marvel_jax.data.rerank_sequence import Branched
 from marvel_jax.models.kernels.xla import BRANCH
+from marvel_jax.retrieval.encode_rows import coarse, steady_rows
 
 _LONGEST_SHARED = 1024  # tokens: attention to all of a longer row costs more than sharing saves
 _SHARED = 8  # candidates that a row should have room for behind their query
@@ -52,6 +53,7 @@ def plan_units(
     share: bool,
     batch_tokens: int,
     merge_area: int,
+    steady: int | None = None,
 ) -> Plan:
     """Which pairs share a row's prefix, and the size of the rows.
 
@@ -63,22 +65,27 @@ def plan_units(
       share: whether pairs of one query share its prefix; else each stands alone.
       batch_tokens: of all rows, about.
       merge_area: patches of one visual token.
+      steady: for a server: a pair a row, so many rows a call, in few shapes.
     """
     own, prefix = branches[pairs].astype(np.int64), prefixes[owners[pairs]].astype(np.int64)
     single = own + prefix
+    if steady is not None:
+        units = [Unit(int(owners[pair]), (int(pair),)) for pair in pairs]
+        shape, num_rows = steady_rows(single, most_rows=steady, merge_area=merge_area)
+        return Plan(units, single, shape, num_rows, answers=1)
     tokens, patches = single.max(axis=0).tolist()
-    row_tokens = max(_SHORTEST_ROW, _grid(tokens))
+    row_tokens = max(_SHORTEST_ROW, coarse(tokens))
     mean_own, mean_prefix = own.mean(axis=0), prefix.mean(axis=0)
     if share:
         wanted = round(float(mean_prefix[0] + _SHARED * mean_own[0]))
-        row_tokens = max(row_tokens, min(_LONGEST_SHARED, _grid(wanted)))
+        row_tokens = max(row_tokens, min(_LONGEST_SHARED, coarse(wanted)))
     row_patches = 0
     if patches:
         together = max(1.0, (row_tokens - mean_prefix[0]) / mean_own[0]) if share else 1.0
         mean = mean_prefix + together * mean_own
         wanted = max(patches, round(float(row_tokens * mean[1] / mean[0])))
-        row_patches = merge_area * _grid(-(-wanted // merge_area))
-    units: list[Unit] = []
+        row_patches = merge_area * coarse(-(-wanted // merge_area))
+    units = []
     lengths: list[np.ndarray] = []
     room = np.array([row_tokens, row_patches])
     for owner, group in itertools.groupby(
@@ -106,8 +113,8 @@ def plan_units(
         units=units,
         lengths=whole,
         shape=shape,
-        num_rows=max(1, min(batch_tokens // row_tokens, _grid(needed))),
-        answers=_grid(max(1, row_tokens // int(own[:, 0].min()))) if share else shape.items,
+        num_rows=max(1, min(batch_tokens // row_tokens, coarse(needed))),
+        answers=coarse(max(1, row_tokens // int(own[:, 0].min()))) if share else shape.items,
     )
 
 
@@ -144,9 +151,3 @@ def _build(
     return PackedPairs(
         rows, places, np.array(row_of), np.array(column_of), np.array(pairs, np.int64)
     )
-
-
-def _grid(size: int) -> int:
-    """The next power of two, or three quarters of it: like calls share one compilation."""
-    power = 1 << (size - 1).bit_length()
-    return power * 3 // 4 if size <= power * 3 // 4 else power

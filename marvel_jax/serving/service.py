@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what computes is loaded by who hands it in
 
 T = TypeVar("T")
 
+_PAIRS = 8  # that the reranker reads in one call
 _WARM, _USUAL = "Find what this asks for.", 20
 """An instruction and a number of results to compile for."""
 
@@ -97,10 +98,10 @@ class SearchService:
                     vectors = self.embedder.encode(some, steady=self.limits.batch)
         for kind in (None, *KINDS):
             for method in self.collection.methods:
-                self.collection.search(vectors[:1], k=_USUAL, kind=kind, method=method)
-        if self.reranker is not None:
-            found = self.collection.search(vectors[:1], k=_USUAL)[0]
-            self._chances(asked[0], found.hits[: self.limits.rerank_depth])
+                found = self.collection.search(vectors[:1], k=_USUAL, kind=kind, method=method)[0]
+            if self.reranker is not None:
+                for query in (Item.of(text="warm"), Item.of(image=grey)):
+                    self._chances(query.with_instruction(_WARM), found.hits[: _PAIRS + 1])
         self.warm = True
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
@@ -248,7 +249,8 @@ class SearchService:
         assert self.reranker is not None
         candidates = [self.collection.entry(hit.row).item for hit in hits]
         with self._device:
-            return self.reranker.score([(query, one) for one in candidates]).p_yes
+            pairs = [(query, one) for one in candidates]
+            return self.reranker.score(pairs, steady=_PAIRS).p_yes
 
     def _hit(self, hit: "Hit", *, rank: int, chance: float | None, previous: int | None) -> HitBody:
         return HitBody(

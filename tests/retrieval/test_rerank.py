@@ -139,6 +139,13 @@ def test_sharing_the_query_changes_nothing():
     np.testing.assert_allclose(scores().no, alone.no, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_a_servers_few_shapes_do_not_change_a_logit(share):
+    found = reranker(share_queries=share).score(pairs(), steady=3)
+    np.testing.assert_allclose(found.yes, scores().yes, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.no, scores().no, rtol=0, atol=1e-5)
+
+
 def test_neither_order_nor_batch_size_change_a_logit():
     order = np.random.default_rng(0).permutation(len(pairs()))
     found = reranker().score([pairs()[place] for place in order], batch_tokens=1)

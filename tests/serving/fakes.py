@@ -82,7 +82,7 @@ class FakeEmbedder:
 class FakeReranker:
     """Likes what comes last."""
 
-    def score(self, pairs):
+    def score(self, pairs, *, steady):
         assert all(candidate.instruction is None for _, candidate in pairs)
         return SimpleNamespace(p_yes=np.linspace(0.1, 0.9, len(pairs)))
 
