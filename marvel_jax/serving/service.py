@@ -1,6 +1,7 @@
 """A query in, results out: embed together with others, search, rerank."""
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -96,9 +97,10 @@ class SearchService:
             for some in (asked[:1], asked):
                 with self._device:
                     vectors = self.embedder.encode(some, steady=self.limits.batch)
+        depths = (_USUAL,) if self.reranker is None else (_USUAL, self.limits.rerank_depth)
         for kind in (None, *KINDS):
-            for method in self.collection.methods:
-                found = self.collection.search(vectors[:1], k=_USUAL, kind=kind, method=method)[0]
+            for method, k in itertools.product(self.collection.methods, depths):
+                found = self.collection.search(vectors[:1], k=k, kind=kind, method=method)[0]
             if self.reranker is not None:
                 for query in (Item.of(text="warm"), Item.of(image=grey)):
                     self._chances(query.with_instruction(_WARM), found.hits[: _PAIRS + 1])
