@@ -49,9 +49,8 @@ def _trained(run: Run, stages: list[Train]) -> dict[str, float]:
     rows: list[dict[str, Any]] = []
     for stage in stages:
         rows = [row for _, row in read_jsonl(run.folder(stage.name) / "metrics.jsonl")]
-        # The telemetry has counts by the second; both roundings are below a thousandth of a step.
-        total["flops"] += 1e12 * sum(row["tflops_per_second"] * row["seconds"] for row in rows)
-        total["tokens"] += sum(round(row["tokens_per_second"] * row["seconds"]) for row in rows)
+        for name in ("flops", "tokens"):
+            total[name] += sum(row[name] for row in rows)
         total["pairs"] += len(rows) * stage.config.data.global_batch
     last = rows[-math.ceil(len(rows) / _LAST) :]
     model = run.folder(stages[-1].name) / stages[-1].outputs["model"]

@@ -126,6 +126,7 @@ class Meter:
             "wait_seconds": round(wait, 4),
             "checkpoint_seconds": round(saving, 4),
             "pairs_per_second": round(self._config.data.global_batch / seconds, 2),
+            "tokens": work.tokens,
             "tokens_per_second": round(work.tokens / seconds, 1),
             "compilations": len(self._seen),
             "memory_bytes": memory_bytes(),
@@ -142,20 +143,18 @@ class Meter:
 
     def _speed(self, work: Work, seconds: float) -> dict[str, float | None]:
         data, objective = self._config.data, self._config.objective
-        tflops = (
-            step_flops(
-                self._architecture,
-                work,
-                queries=data.global_batch,
-                candidates=compared(self._config),
-                trained=lambda path: not is_frozen(path, self._config),
-                ranks=self._ranks,
-                causal=objective == "rerank" or self._config.embedding.attention == "causal",
-            )
-            / seconds
-            / 1e12
+        flops = step_flops(
+            self._architecture,
+            work,
+            queries=data.global_batch,
+            candidates=compared(self._config),
+            trained=lambda path: not is_frozen(path, self._config),
+            ranks=self._ranks,
+            causal=objective == "rerank" or self._config.embedding.attention == "causal",
         )
+        tflops = flops / seconds / 1e12
         return {
+            "flops": flops,
             "tflops_per_second": round(tflops, 6),
             "mfu": None if self.peak is None else round(tflops / self.peak, 4),
         }

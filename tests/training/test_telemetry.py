@@ -67,6 +67,7 @@ def test_time_is_told_apart(tiny_config, monkeypatch):
     assert row["pairs_per_second"] == 16 / 8 and row["tokens_per_second"] == 1e9 / 8
     work_done = Work(10**9, 2 * 10**9, 0, 0)
     flops = step_flops(tiny.architecture(), work_done, queries=16, candidates=16)
+    assert (row["tokens"], row["flops"]) == (10**9, flops)
     assert row["tflops_per_second"] == pytest.approx(flops / 8 / 1e12, abs=1e-6)
     # Eight devices of half a TFLOP/s each.
     assert row["mfu"] == pytest.approx(flops / 8 / 4e12, abs=1e-4)
@@ -83,6 +84,7 @@ def test_every_row_has_every_figure(tiny_run):
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     names = {"step", "loss", "accuracy", "temperature", "positive_similarity", "gradient_norm"}
     names |= {"update_norm", "learning_rate", "rows", "token_fill", "patch_fill"} | CLOCK_FIELDS
+    names |= {"tokens", "flops"}
     for row in rows:
         assert set(row) == names
         assert 0 < row["token_fill"] <= 1 and row["memory_bytes"] > 50 << 20
@@ -90,6 +92,7 @@ def test_every_row_has_every_figure(tiny_run):
         parts = row["step_seconds"] + row["wait_seconds"] + row["checkpoint_seconds"]
         assert parts == pytest.approx(row["seconds"], abs=1e-3)
         tokens = row["token_fill"] * row["rows"] * 64
+        assert row["tokens"] == pytest.approx(tokens, rel=1e-3)
         spent = row["tokens_per_second"] * row["seconds"]
         assert spent == pytest.approx(tokens, rel=2e-2, abs=1)
 
