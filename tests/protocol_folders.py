@@ -50,6 +50,10 @@ class ColourEmbedder:
             "processor_hash": "none",
         }
 
+    def processor(self, item: Item) -> np.ndarray:
+        """What it reads of an item; an `ImageError` where a picture cannot be read."""
+        return self.vector(item)
+
     def encode(self, items, *, on_failure=None, **_: object) -> np.ndarray:
         found = np.zeros((len(items), 3), np.float64)
         for place in range(len(items)):
