@@ -63,7 +63,7 @@ def test_its_config_has_the_fields_and_layouts_that_it_names(command, monkeypatc
         trainings = tuple(itertools.chain.from_iterable(asked.values.get("training", ())))
         recipe = load_recipe(path).with_settings(changes)
         if trainings:
-            recipe = recipe.with_training(trainings)
+            recipe = recipe.with_trainings(trainings)
         for field in ("start", "only"):
             if asked.values.get(field):
                 recipe.stage(asked.values[field])
