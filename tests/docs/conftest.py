@@ -1,0 +1,5 @@
+"""`marvel` run in this process, as in tests/cli."""
+
+from tests.cli.conftest import marvel
+
+__all__ = ["marvel"]
