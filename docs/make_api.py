@@ -113,9 +113,7 @@ def _parts() -> Iterator[str]:
             path = ROOT / "marvel_jax" / f"{module.replace('.', '/')}.py"
             tree = _Unquoted().visit(ast.parse(path.read_text(encoding="utf-8")))
             found = {
-                node.name: node
-                for node in tree.body
-                if isinstance(node, ast.ClassDef | Function)
+                node.name: node for node in tree.body if isinstance(node, ast.ClassDef | Function)
             }
             for name in names:
                 yield from _entry(f"marvel_jax.{module}", found[name])
@@ -128,7 +126,7 @@ class _Unquoted(ast.NodeTransformer):
         node.annotation = self._bare(node.annotation)
         return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         node.returns = self._bare(node.returns)
         self.generic_visit(node)
         return node
