@@ -44,7 +44,7 @@ def commands() -> list[Command]:
 
 
 def parse(words: tuple[str, ...]) -> Asked:
-    """Gives the words to the real parser; nothing runs. Exits as `marvel` does if they are wrong."""
+    """Gives the words to the real parser; nothing runs. Wrong ones exit as `marvel` does."""
     asked: Asked = _recording(cli.app).cli(
         prog="marvel", args=list(words), config=(FlagCreatePairsOff,)
     )
