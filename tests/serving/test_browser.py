@@ -82,6 +82,7 @@ def page(browser, address):
     opened.on("pageerror", lambda error: wrong.append(str(error)))
     opened.on("request", lambda request: asked.append(request.url))
     opened.goto(address)
+    opened.locator("body:not(.starting)").wait_for()
     yield opened
     assert wrong == []
     assert [url for url in asked if not url.startswith((address, "data:", "blob:" + address))] == []

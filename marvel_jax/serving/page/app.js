@@ -398,4 +398,8 @@ async function start() {
   if (!location.search) at("text").focus();
 }
 
-start();
+// Until the page listens, a dropped picture must not be opened in its place.
+for (const type of ["dragover", "drop"]) {
+  document.addEventListener(type, (event) => event.preventDefault());
+}
+start().finally(() => document.body.classList.remove("starting"));
