@@ -44,7 +44,7 @@ class Found(NamedTuple):
     hits: best first, equal scores by id; fewer than k where the collection has no more.
     search_ms: milliseconds that the search of all queries given together took.
     recall: the share of the k exact results that an approximate search found, for this very query;
-      None for exact search.
+      None for exact search, or where it was not asked for.
     """
 
     hits: tuple[Hit, ...]
@@ -182,6 +182,7 @@ class Collection:
         method: str = "exact",
         dimension: int | None = None,
         collapse: bool = True,
+        compare: bool = True,
     ) -> list[Found]:
         """The best k rows for each of the unit queries [Q, D].
 
@@ -193,6 +194,7 @@ class Collection:
           dimension: how many numbers of the vectors are compared, one of `dimensions`; None: all.
             With fewer the scores are cosines of those, and the answer is approximate.
           collapse: fold near-duplicates under the best of them (see `collapse`).
+          compare: search an approximate answer's query exactly, too, for its recall.
 
         Raises:
           MarvelError: an argument that cannot be.
@@ -212,7 +214,7 @@ class Collection:
             top = top_k(queries, self._stores[width], most, subset=rows)
         milliseconds = 1e3 * (time.perf_counter() - started)
         recalls: Sequence[float | None] = [None] * len(queries)
-        if method == "scann" or width != self.manifest.dimension:
+        if compare and (method == "scann" or width != self.manifest.dimension):
             asked = min(k, size)
             exact = top_k(queries, self._store, asked, subset=rows)
             first = TopK(top.scores[:, :asked], top.indices[:, :asked])

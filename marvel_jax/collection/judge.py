@@ -100,6 +100,7 @@ def judge(
             method=method,
             dimension=dimension,
             collapse=False,
+            compare=False,
         )
         for place, one in zip(own, found, strict=True):
             ranked[place, : len(one.hits)] = [hit.row for hit in one.hits]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.file_locks import lock
 from marvel_jax.files import read_json_object, write_json
 
 POINTER = "collection.json"
@@ -76,18 +77,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
       MarvelError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # no such lock on Windows: there, two at once are the user's to avoid
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MarvelError(
-                f"{folder} is being indexed by another process: wait for it, or choose another "
-                "--out."
-            ) from error
+    file = lock(folder / ".lock")
+    if file is None:
+        raise MarvelError(
+            f"{folder} is being indexed by another process: wait for it, or choose another --out."
+        )
+    with file:
         yield

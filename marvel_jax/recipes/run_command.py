@@ -1,6 +1,8 @@
 """What `marvel run` and `marvel table` do; `cli_run.py` parses."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +35,13 @@ def run_config(
     part = Part(start, only)
     if dry_run:
         return describe_run(recipe, workdir, part=part)
+    with joined() as say:
+        return run_recipe(recipe, workdir, part=part, say=say)
+
+
+@contextmanager
+def joined() -> Iterator[Callable[[str], None]]:
+    """This process among those of its run, as a scheduler tells; yields how to talk to a person."""
     from marvel_jax.parallel import hosts
     from marvel_jax.parallel.chips import GPU_MEMORY_SHARE
 
@@ -45,7 +54,7 @@ def run_config(
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     with hosts.start(say=say):
-        return run_recipe(recipe, workdir, part=part, say=say)
+        yield say
 
 
 def sized(recipe: Recipe, size: Size) -> Recipe:

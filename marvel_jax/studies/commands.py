@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import write_json, write_text
 from marvel_jax.recipes.outcome import EXIT_INTERRUPTED, Outcome
+from marvel_jax.recipes.run_command import joined
 from marvel_jax.studies.study import Size, load_study
 from marvel_jax.studies.trial import STUDY
 
@@ -36,8 +36,6 @@ def run(
     dry_run: bool,
 ) -> Outcome:
     """Runs a study's trials, or tells what is left of them."""
-    from marvel_jax.parallel import hosts
-    from marvel_jax.parallel.chips import GPU_MEMORY_SHARE
     from marvel_jax.studies.run import describe_study, run_study
 
     if limit is not None and limit < 1:
@@ -45,15 +43,7 @@ def run(
     study, name = load_study(file, size=size), name_of(file, size)
     if dry_run:
         return describe_study(study, workdir, name=name)
-    # As `marvel train` does, before anything asks for the devices.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_SHARE))
-    console = Console(stderr=True)
-
-    def say(line: str) -> None:
-        if hosts.is_main():
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    with hosts.start(say=say):
+    with joined() as say:
         return run_study(study, workdir, name=name, number=trial, limit=limit, retry=retry, say=say)
 
 

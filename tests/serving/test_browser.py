@@ -7,8 +7,6 @@ import time
 import pytest
 
 from marvel_jax.serving import server
-from marvel_jax.serving.limits import Limits
-from marvel_jax.serving.service import SearchService
 from tests.serving import fakes
 
 playwright = pytest.importorskip(
@@ -32,21 +30,15 @@ SECONDS = 60_000  # on a busy machine, in milliseconds; what is there is not wai
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(fruit_service):
     """A real uvicorn on a fake collection, in a thread."""
     import uvicorn
 
     from marvel_jax.serving.app import create_app
 
-    collection = fakes.FakeCollection(tmp_path_factory.mktemp("page"), fakes.FRUIT)
-    service = SearchService(
-        collection,
-        fakes.FakeEmbedder(),
-        reranker=fakes.FakeReranker(),
-        limits=Limits(rate=1e6, burst=1e6),
-    )
     bound = server.listen("127.0.0.1", 0)
-    running = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", ws="none"))
+    app = create_app(fruit_service)
+    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not running.started:

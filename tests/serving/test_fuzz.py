@@ -3,10 +3,6 @@
 import hypothesis
 import pytest
 
-from marvel_jax.serving.limits import Limits
-from marvel_jax.serving.service import SearchService
-from tests.serving import fakes
-
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 positive_data_acceptance = pytest.importorskip(
     "schemathesis.specs.openapi.checks"
@@ -14,19 +10,11 @@ positive_data_acceptance = pytest.importorskip(
 
 
 @pytest.fixture(scope="module")
-def schema(tmp_path_factory):
+def schema(fruit_service):
     from marvel_jax.serving.app import create_app
 
-    collection = fakes.FakeCollection(tmp_path_factory.mktemp("fuzz"), fakes.FRUIT)
-    service = SearchService(
-        collection,
-        fakes.FakeEmbedder(),
-        reranker=fakes.FakeReranker(),
-        limits=Limits(rate=1e6, burst=1e6),
-    )
-    app = create_app(service, hosts=["testserver"])
-    yield schemathesis.openapi.from_asgi("/api/openapi.json", app)
-    service.close()
+    app = create_app(fruit_service, hosts=["testserver"])
+    return schemathesis.openapi.from_asgi("/api/openapi.json", app)
 
 
 OPERATIONS = (

@@ -339,7 +339,6 @@ function listen() {
     if (!event.relatedTarget) document.body.classList.remove("dropping");
   });
   document.addEventListener("drop", (event) => {
-    event.preventDefault();
     document.body.classList.remove("dropping");
     takeImage(event.dataTransfer.files[0]);
   });
