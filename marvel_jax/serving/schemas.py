@@ -28,6 +28,9 @@ class AddressRequest(BaseModel):
         int | None, Field(ge=1, le=_MOST, description="Compare only so many numbers of a vector.")
     ] = None
     collapse: bool = Field(True, description="Fold near-duplicates under the best of them.")
+    compare: bool = Field(
+        True, description="Search exactly, too, and tell the recall; false is quicker."
+    )
     rerank: bool = Field(False, description="Let the reranker order the first results anew.")
 
 

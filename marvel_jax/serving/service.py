@@ -174,6 +174,7 @@ class SearchService:
                 method=request.method,
                 dimension=request.dimension,
                 collapse=request.collapse,
+                compare=request.compare,
             )[0]
         )
         self.metrics.stages.labels("search").observe(found.search_ms / 1e3)

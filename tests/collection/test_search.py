@@ -60,6 +60,10 @@ def test_hits_are_the_best_of_the_kind(made, kind, method):
     for query, one in zip(queries, found, strict=True):
         assert [hit.row for hit in one.hits] == expected(collection, query, rows)[:9]
         assert one.recall == (None if method == "exact" else 1.0)
+    again = collection.search(queries, k=9, kind=kind, method=method, collapse=False, compare=False)
+    assert [one.recall for one in again] == [None] * 3
+    assert [one.hits for one in again] == [one.hits for one in found]
+    for one in found:
         assert all(hit.copies == () for hit in one.hits) and one.search_ms > 0
 
 

@@ -129,7 +129,17 @@ class FakeCollection:
     def presets(self, query, target):
         return (f"From {query} find {target}.", f"Another {target} for {query}.")
 
-    def search(self, queries, *, k, kind=None, method="exact", dimension=None, collapse=True):
+    def search(
+        self,
+        queries,
+        *,
+        k,
+        kind=None,
+        method="exact",
+        dimension=None,
+        collapse=True,
+        compare=True,
+    ):
         assert method in self.methods and (dimension is None or dimension in self.dimensions)
         rows = [row for row, one in enumerate(self.entries) if kind in (None, one.kind)]
         found = []
@@ -144,7 +154,7 @@ class FakeCollection:
                 else:
                     groups.append([row])
             hits = tuple(Hit(g[0], float(cosines[g[0]]), tuple(g[1:])) for g in groups[:k])
-            found.append(Found(hits, 1.5, 0.9 if method == "scann" else None))
+            found.append(Found(hits, 1.5, 0.9 if compare and method == "scann" else None))
         return found
 
 

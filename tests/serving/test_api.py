@@ -34,6 +34,11 @@ def test_words_a_picture_and_both_find_what_is_alike(serve, red):
     assert ids(by_address) == ids(ask(client, text="a green lime", k=2))
 
 
+def test_recall_is_not_measured_where_it_is_not_asked_for(serve):
+    answer = ask(serve(), text="red apple", method="scann", compare=False).json()
+    assert answer["recall"] is None and answer["hits"]
+
+
 def test_an_answer_says_ranks_costs_and_shares(serve):
     answer = ask(serve(), text="red apple", k=4, method="scann", instruction="Find it.").json()
     assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3, 4]
