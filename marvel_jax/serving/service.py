@@ -61,6 +61,7 @@ class SearchService:
         self.warm = False
         self._device = threading.Lock()
         self._under_way = 0
+        self._closed = False
         self._batcher = Batcher(
             embedder,
             size=self.limits.batch,
@@ -72,7 +73,8 @@ class SearchService:
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="search")
 
     def close(self) -> None:
-        """Ends the threads; what they have begun they finish."""
+        """Ends the threads; what they have begun they finish, and nothing more is begun."""
+        self._closed = True
         self._workers.shutdown()
         self._batcher.close()
 
@@ -113,6 +115,8 @@ class SearchService:
           Problem: the request asks for what there is not, more than is allowed, or the server is
             busy or too slow.
         """
+        if self._closed:  # nobody would come for what is queued now
+            raise Problem(503, "closed", "The server is ending: ask again when it is back.")
         self._check(request)
         if self._under_way >= self.limits.queue:
             raise Problem(503, "busy", BUSY, retry_after=1)

@@ -53,19 +53,3 @@ def serve(collection):
 def red():
     """A red picture, in base64."""
     return base64.b64encode(fakes.picture((210, 20, 20))).decode()
-
-
-@pytest.fixture(scope="module")
-def fruit_service(tmp_path_factory):
-    """Fruit with a reranker, and limits that no test of a page or a schema meets."""
-    from marvel_jax.serving.limits import Limits
-    from marvel_jax.serving.service import SearchService
-
-    service = SearchService(
-        fakes.FakeCollection(tmp_path_factory.mktemp("fruit"), fakes.FRUIT),
-        fakes.FakeEmbedder(),
-        reranker=fakes.FakeReranker(),
-        limits=Limits(rate=1e6, burst=1e6),
-    )
-    yield service
-    service.close()

@@ -169,3 +169,16 @@ FRUIT = [
     ("text/4", "תפוח אדום", None),
     ("text/5", "blue water", None),
 ]
+
+
+def fruit_service(folder: Path):
+    """Fruit with a reranker, and limits that no test of a page or a schema meets."""
+    from marvel_jax.serving.limits import Limits
+    from marvel_jax.serving.service import SearchService
+
+    return SearchService(
+        FakeCollection(folder, FRUIT),
+        FakeEmbedder(),
+        reranker=FakeReranker(),
+        limits=Limits(rate=1e6, burst=1e6),
+    )

@@ -30,14 +30,14 @@ SECONDS = 60_000  # on a busy machine, in milliseconds; what is there is not wai
 
 
 @pytest.fixture(scope="module")
-def address(fruit_service):
+def address(tmp_path_factory):
     """A real uvicorn on a fake collection, in a thread."""
     import uvicorn
 
     from marvel_jax.serving.app import create_app
 
     bound = server.listen("127.0.0.1", 0)
-    app = create_app(fruit_service)
+    app = create_app(fakes.fruit_service(tmp_path_factory.mktemp("fruit")))
     running = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()

@@ -3,17 +3,20 @@
 import hypothesis
 import pytest
 
+from tests.serving import fakes
+
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 positive_data_acceptance = pytest.importorskip(
     "schemathesis.specs.openapi.checks"
 ).positive_data_acceptance
 
 
-@pytest.fixture(scope="module")
-def schema(fruit_service):
+@pytest.fixture
+def schema(tmp_path):
+    """Of a server of its own: schemathesis ends the application with every test."""
     from marvel_jax.serving.app import create_app
 
-    app = create_app(fruit_service, hosts=["testserver"])
+    app = create_app(fakes.fruit_service(tmp_path), hosts=["testserver"])
     return schemathesis.openapi.from_asgi("/api/openapi.json", app)
 
 

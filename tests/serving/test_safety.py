@@ -172,3 +172,10 @@ def test_health_readiness_and_metrics(serve):
     assert 'marvel_requests_total{route="/api/search",status="200"} 1.0' in told
     assert 'marvel_stage_seconds_count{stage="embed"}' in told and "marvel_entries 9.0" in told
     assert "wp-admin" not in told
+
+
+def test_a_server_that_has_ended_says_so_at_once(serve):
+    client = serve()
+    client.service.close()
+    answer = client.post("/api/search", json={"text": "red apple"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "closed")
