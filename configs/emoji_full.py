@@ -131,7 +131,7 @@ def distillation(*, text: float) -> TrainConfig:
     )
     return training(
         "hard.model",
-        steps=round(240 / (1 - text)),  # as many lists with text as without
+        steps=round(180 / (1 - text)),  # as many lists with text as without
         rate=3e-4,
         of_data={
             "path": None,
@@ -190,12 +190,12 @@ recipe = Recipe(
         ),
         Train(
             "reranker-easy",
-            reranking("deeper.model", lists="random", steps=1600, rate=5e-4, top=None),
+            reranking("deeper.model", lists="random", steps=1100, rate=5e-4, top=None),
         ),
         found("reranker-lists", by="instruct.model", vectors="mine.vectors"),
         Train(
             "reranker",
-            reranking("reranker-easy.model", lists="reranker-lists", steps=500, rate=3e-4),
+            reranking("reranker-easy.model", lists="reranker-lists", steps=300, rate=3e-4),
         ),
         Subset("some", CORPUS, most=300),
         Mine(
@@ -224,7 +224,7 @@ recipe = Recipe(
         found("reranker-plus-lists", by="distill.model"),
         Train(
             "reranker-plus",
-            reranking("reranker.model", lists="reranker-plus-lists", steps=500, rate=3e-4),
+            reranking("reranker.model", lists="reranker-plus-lists", steps=300, rate=3e-4),
         ),
         Subset("fitted", CORPUS, split="test", last=1 / 3, most=100),
         *lists_and_scores("fitted", folder="fitted.mbeir"),

@@ -63,13 +63,14 @@ class FaissPeer:
         faiss.omp_set_num_threads(threads)
         self._name = name
         self._index: Any = None
+        self._lists = 1
 
     def build(self, store: VectorStore, *, workdir: Path) -> float | None:
         """Trains on a sample where there is something to train, and adds the store in blocks."""
         import faiss
 
         kind, dimension = _KINDS[self._name], store.dimension
-        lists = max(1, round(kind.lists * math.sqrt(len(store))))
+        lists = self._lists = max(1, round(kind.lists * math.sqrt(len(store))))
         factory = kind.factory.format(lists=lists, half=dimension // 2, quarter=dimension // 4)
         self._index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
         if factory.startswith("HNSW"):
@@ -83,14 +84,13 @@ class FaissPeer:
         return None
 
     def settings(self) -> list[list[Setting]]:
-        """The grid."""
+        """The grid; nprobe up to the lists there are, for more makes fast scan answer at random."""
         if self._name == "faiss hnsw32":
             return [[{"efSearch": value} for value in _EF_SEARCH]]
+        probes = [value for value in _PROBES if value <= self._lists]
         if self._name.startswith("faiss ivf-flat"):
-            return [[{"nprobe": value} for value in _PROBES]]
-        return [
-            [{"nprobe": probes, "k_factor": factor} for probes in _PROBES] for factor in _FACTORS
-        ]
+            return [[{"nprobe": value} for value in probes]]
+        return [[{"nprobe": value, "k_factor": factor} for value in probes] for factor in _FACTORS]
 
     def search(self, queries: np.ndarray, k: int, setting: Setting) -> np.ndarray:
         """int64 [Q, k]: the rows found."""

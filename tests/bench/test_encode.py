@@ -109,7 +109,7 @@ def test_random_weights_differ_from_layer_to_layer_and_seed_to_seed():
     assert float(kernel.std()) == pytest.approx(deviation, rel=0.05)
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_torch_finds_the_same_vectors():
     """`run` refuses to compare otherwise; with pictures, several lengths, padded and packed."""

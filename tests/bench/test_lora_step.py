@@ -14,7 +14,7 @@ from marvel_jax.parallel import mesh
 OPTIONS = step_options(quick=True, devices=1)
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_torch_takes_the_same_step(monkeypatch):
     """From the same weights both find the same loss, in chunks and in mini-batches."""

@@ -115,6 +115,7 @@ def test_the_ratio_is_of_the_best_peer_in_the_same_turns(monkeypatch):
     assert "2.00x" in line
 
 
+@pytest.mark.peer
 def test_faiss_finds_what_is_there(tmp_path):
     pytest.importorskip("faiss", reason="the bench extra is not installed")
     from marvel_jax.bench.clustered import Clustered, write_store

@@ -112,7 +112,7 @@ def rope_index():
     return positions
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 @settings(max_examples=80, deadline=None)
 @given(layout=layouts())
 def test_positions_equal_transformers(rope_index, layout) -> None:

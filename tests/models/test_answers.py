@@ -61,7 +61,7 @@ def test_packed_rows_give_the_recorded_logits_of_transformers(name):
             start = stop
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 @pytest.mark.parametrize("name", parity.CHECKPOINTS)
 def test_the_recorded_logits_are_those_of_transformers(name):
     pytest.importorskip("torch")

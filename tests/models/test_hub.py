@@ -280,7 +280,7 @@ def test_neither_torch_nor_transformers_is_imported():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 @pytest.mark.parametrize("name", ["tied", "untied"])
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_transformers_loads_our_folder_to_the_same_states(tmp_path, name, attention):

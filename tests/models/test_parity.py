@@ -35,7 +35,7 @@ def test_a_mistake_breaks_parity(mutation):
     assert any(noticed)
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 @pytest.mark.parametrize("name", parity.CHECKPOINTS)
 def test_the_recorded_reference_is_what_transformers_gives(name):
     pytest.importorskip("torch")

@@ -274,7 +274,7 @@ def assert_same_states(model, params, **adapted):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 @pytest.mark.parametrize("options", [ALL, SOME], ids=["all", "some"])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_the_library_loads_ours_to_the_same_states(tmp_path, model_class, options, recwarn):
@@ -305,7 +305,7 @@ def test_the_library_loads_ours_to_the_same_states(tmp_path, model_class, option
     assert_same_states(reference, merged)
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_we_load_the_librarys_to_the_same_states(tmp_path, model_class, rslora):

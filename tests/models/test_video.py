@@ -15,7 +15,7 @@ from tests import tiny
 from tests.data import videos
 from tests.models import torch_reference
 
-pytestmark = pytest.mark.torch
+pytestmark = pytest.mark.peer
 
 TOLERANCE = 1e-5
 RULES = VideoGeometry(min_pixels=14 * 14, max_pixels=42 * 42)

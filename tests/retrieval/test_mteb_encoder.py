@@ -75,6 +75,7 @@ def test_what_is_not_read_is_refused(embedder):
         MtebEncoder(embedder, name="mine")
 
 
+@pytest.mark.peer
 def test_a_task_of_mteb_gives_the_score_of_our_own_ranking(embedder):
     mteb = pytest.importorskip("mteb", reason="mteb is not installed")
     from datasets import Dataset

@@ -10,7 +10,7 @@ from marvel_jax.data.items import Item
 from marvel_jax.retrieval.embedder import Embedder
 from tests.data import samples
 
-pytestmark = pytest.mark.torch
+pytestmark = pytest.mark.peer
 
 TOLERANCE = 1e-5
 UMARVEL = {"template": "umarvel_released", "positions": "sequential"}

@@ -182,7 +182,7 @@ def test_the_queries_prefix_is_computed_once():
 # --- transformers --------------------------------------------------------------------------------
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 def test_transformers_gives_a_saved_reranker_the_same_logits(tmp_path):
     pytest.importorskip("torch")
     from tests.models import torch_reference

@@ -81,6 +81,7 @@ def picture(seed: int, width: int) -> PIL.Image.Image:
     return PIL.Image.open(io.BytesIO(tiny.picture(seed, size=(28, width))))
 
 
+@pytest.mark.peer
 def test_its_vectors_are_ours(model, theirs):
     first, second = picture(0, 28), picture(1, 50)  # the second is resized
     given: dict[str, list] = {
@@ -123,6 +124,7 @@ def test_its_vectors_are_ours(model, theirs):
             assert np.abs(causal - expected).max() > 1e-3
 
 
+@pytest.mark.peer
 def test_an_instruction_is_refused_with_the_reason(theirs):
     with pytest.raises(Exception, match="leaves it out of the mean") as caught:
         theirs.encode(["a dog"], prompt="find it")

@@ -332,7 +332,7 @@ def test_a_run_of_everything_leaves_without_its_base(tiny_config, untied_base, t
     assert "lm_head" not in hub.load(tmp_path / "model").params
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 def test_transformers_loads_it_to_the_same_embeddings(tiny_model):
     torch = pytest.importorskip("torch")
     from transformers import AutoTokenizer

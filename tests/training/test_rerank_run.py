@@ -145,7 +145,7 @@ def test_adapters_of_a_reranker_score_alike_merged_or_alone(base, run, model, tm
     assert np.abs(scores[0].yes - scores[2].yes).max() > 1e-2
 
 
-@pytest.mark.torch
+@pytest.mark.peer
 def test_transformers_loads_the_folder_without_a_word(model):
     pytest.importorskip("torch")
     from transformers import Qwen2VLForConditionalGeneration

@@ -125,4 +125,5 @@ SUGARCREPE = Protocol(
     sizes={name: Size(count, 2) for name, count in SUGARCREPE_SIZES.items()},
     groups={"mean": tuple(SUGARCREPE_SIZES)},
     own_galleries=True,
+    checked="annotations checked",
 )

@@ -154,6 +154,7 @@ CIRCO = Protocol(
         "images/unlabeled2017/",
     ),
     sizes={"val": Size(220, 123_403), "test": Size(800, 123_403)},
+    checked="annotations checked",
 )
 GENECIS = Protocol(
     name="genecis",
@@ -175,6 +176,7 @@ GENECIS = Protocol(
     },
     groups={"mean": GENECIS_SUBSETS},
     own_galleries=True,
+    checked="annotations checked",
 )
 MULTITURN_FASHIONIQ = Protocol(
     name="multiturn_fashioniq",
@@ -183,4 +185,6 @@ MULTITURN_FASHIONIQ = Protocol(
     metric=Metric(cuts=(5, 8, 10), main=5),
     source="github.com/yfyuan01/MultiturnFashionRetrieval; pictures: FashionIQ (as in M-BEIR)",
     layout=("data/all.val.json", "image_splits/split.all.val.json", "fashioniq_images/"),
+    sizes={"val": Size(2400, 6257)},
+    checked="annotations checked",
 )

@@ -14,7 +14,8 @@ from marvel_jax.data.items import Item
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_bytes
 
-Checked = Literal["by specification", "checked on real files"]
+Checked = Literal["by specification", "annotations checked", "checked on real files"]
+"""Whether its reader has met published files: none, those without the pictures, or all."""
 
 _NAMED = 3  # unknown ids in an error
 

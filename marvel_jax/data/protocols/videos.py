@@ -56,6 +56,7 @@ MSRVTT = Protocol(
     source="Hugging Face, code-kunkun/LamRA_Eval; videos: MSR-VTT",
     layout=("annotations/MSRVTT_JSFUSION_test.csv", "videos/"),
     sizes={"t2v": Size(1000, 1000)},
+    checked="annotations checked",
 )
 MSVD = Protocol(
     name="msvd",
