@@ -10,7 +10,7 @@ from marvel_jax.studies.choice import Peak
 from marvel_jax.studies.correlation import Correlation
 from marvel_jax.studies.extrapolation import Extrapolation
 from marvel_jax.studies.fit import Fit
-from marvel_jax.studies.points import Estimate
+from marvel_jax.studies.points import Estimate, pooled_spread
 from marvel_jax.studies.series import Series, short
 from marvel_jax.studies.trial import Value
 
@@ -31,7 +31,13 @@ class Finding(NamedTuple):
 
 def findings(analysis: Analysis) -> list[Finding]:
     """The findings, in the order of the study's axes, then compute, then loss."""
-    found = [Finding(curve.series.axis, tell_curve(curve)) for curve in analysis.curves]
+    alike: dict[object, list[Curve]] = {}
+    for number, curve in enumerate(analysis.curves):
+        alike.setdefault(_kind(curve) or number, []).append(curve)
+    found = []
+    for curves in alike.values():
+        sentences = [tell_ends(curves)] if len(curves) > 1 else [tell_curve(curves[0])]
+        found += [Finding(curves[0].series.axis, sentence) for sentence in sentences]
     found += [Finding(bars.series.axis, tell_bars(bars)) for bars in analysis.bars]
     order = {axis: number for number, axis in enumerate(analysis.axes)}
     found.sort(key=lambda one: order[one.about])
@@ -44,9 +50,9 @@ def tell_curve(curve: Curve) -> str:
     series = curve.series
     start = _start(series)
     if curve.choice is None or curve.points is None:
-        fitted = [fit.reason for fit in curve.fits if not isinstance(fit, Fit)]
-        reason = fitted[0] if fitted else "no value of the axis is positive"
-        return f"{start}, {_ends(series)}. No curve was fitted: {reason}.{_left_out(curve)}"
+        return (
+            f"{start}, {_ends(series)}. No curve was fitted: {_unfitted(curve)}.{_left_out(curve)}"
+        )
     fit = curve.choice.fit
     told = {
         "constant": _tell_constant,
@@ -55,6 +61,22 @@ def tell_curve(curve: Curve) -> str:
         "log-quadratic": _tell_parabola,
     }[fit.shape](curve, fit)
     return f"{start}, {told}{_tell_extrapolation(curve)}{_left_out(curve)}"
+
+
+def tell_ends(curves: Sequence[Curve]) -> str:
+    """Curves along an axis of too few values for any shape: where each begins and ends."""
+    told, close = [], []
+    for series in (curve.series for curve in curves):
+        (first, low), (last, high) = _end_means(series)
+        told.append(f"{short(low)} to {short(high)} with {series.label}")
+        spread = _spread(series)
+        if spread is not None and abs(high - low) < _TOLD_APART * spread:
+            close.append(series.label)
+    doubt = f" Not told apart by their seeds: {', '.join(close)}." if close else ""
+    return (
+        f"{curves[0].series.metric} over {curves[0].series.axis}, from {short(first)} to "
+        f"{short(last)}: {', '.join(told)}.{doubt} No curve was fitted: {_unfitted(curves[0])}."
+    )
 
 
 def tell_bars(bars: Bars) -> str:
@@ -116,9 +138,26 @@ def _start(series: Series) -> str:
     return f"{series.metric} over {series.axis}{held}{mixed}"
 
 
-def _ends(series: Series) -> str:
+def _kind(curve: Curve) -> tuple[object, ...] | None:
+    """What curves without a shape share that one sentence can tell of; None for any other."""
+    series = curve.series
+    if curve.choice is not None or series.mixed or series.missing or curve.left_out:
+        return None
+    return (series.axis, series.metric, tuple(series.levels), _unfitted(curve))
+
+
+def _unfitted(curve: Curve) -> str:
+    fitted = [fit.reason for fit in curve.fits if not isinstance(fit, Fit)]
+    return fitted[0] if fitted else "no value of the axis is positive"
+
+
+def _end_means(series: Series) -> tuple[tuple[Value, float], tuple[Value, float]]:
     pairs = sorted(level_means(series), key=lambda pair: float(pair[0]))
-    (first, low), (last, high) = pairs[0], pairs[-1]
+    return pairs[0], pairs[-1]
+
+
+def _ends(series: Series) -> str:
+    (first, low), (last, high) = _end_means(series)
     change = high - low
     return (
         f"from {short(low)} at {short(first)} to {short(high)} at {short(last)}"
@@ -128,18 +167,17 @@ def _ends(series: Series) -> str:
 
 def _noise(series: Series, gap: float) -> str:
     """How a difference of two means stands to the spread between seeds."""
-    groups: dict[str, list[float]] = {}
-    for trial, value in zip(series.trials, series.values, strict=True):
-        groups.setdefault(repr(trial.point[series.axis]), []).append(value)
-    freedom = sum(len(group) - 1 for group in groups.values())
-    if freedom == 0:
+    spread = _spread(series)
+    if spread is None:
         return " (one seed each, so its spread is not known)"
-    squares = sum(float(np.var(group)) * len(group) for group in groups.values())
-    spread = (squares / freedom) ** 0.5
     if spread == 0:
         return " (all seeds agree)"
     alike = ": not told apart" if gap < _TOLD_APART * spread else ""
     return f" ({short(float(f'{gap / spread:.2g}'))} standard deviations between seeds{alike})"
+
+
+def _spread(series: Series) -> float | None:
+    return pooled_spread(series.values, [repr(one.point[series.axis]) for one in series.trials])
 
 
 def _tell_constant(curve: Curve, fit: Fit) -> str:

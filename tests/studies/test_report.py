@@ -145,6 +145,23 @@ def test_what_a_curve_cannot_hold_is_told(tmp_path):
     assert analysis.absent == ["speed"]
 
 
+def test_an_axis_of_two_values_is_one_sentence_a_metric(tmp_path):
+    grid = [{"steps": steps, "pool": pool} for steps in (350, 1400) for pool in (100, 200, 300)]
+    gains = {100: 0.2, 200: 0.1, 300: 0.0}
+    folder = write_study(
+        tmp_path / "two",
+        axes={"steps": [350, 1400], "pool": [100, 200, 300]},
+        metrics={"score": "higher"},
+        points=grid,
+        measure=lambda point, noise: {
+            "score": 0.5 + gains[point["pool"]] * (point["steps"] == 1400) + 0.001 * noise
+        },
+    )
+    (told,) = headline(findings(analyse(folder)), "steps")
+    assert told.startswith("score over steps, from 350 to 1,400: 0.5 to 0.701 with pool=100, ")
+    assert "Not told apart by their seeds: pool=300. No curve was fitted: 2 different x" in told
+
+
 def test_a_random_design_is_one_curve_over_all_trials():
     rng = np.random.default_rng(0)
     trials = [
