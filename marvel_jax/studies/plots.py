@@ -34,6 +34,7 @@ from marvel_jax.studies.findings import COMPUTE, LOSS_AND_SCORE
 from marvel_jax.studies.fit import Fit
 from marvel_jax.studies.frontier import Frontier
 from marvel_jax.studies.series import Series, is_number, short
+from marvel_jax.studies.settings import nearest
 from marvel_jax.studies.trial import Trial
 
 _STEPS = 120
@@ -59,16 +60,16 @@ def draw_all(analysis: Analysis, folder: Path) -> list[Plot]:
       MarvelError: matplotlib is not installed.
     """
     plots: list[Plot] = []
+    first = {axis["name"]: axis["values"][0] for axis in analysis.study["axes"] if axis["values"]}
     for axis in analysis.axes:
         for metric in analysis.metrics:
-            curves = [
-                c for c in analysis.curves if (c.series.axis, c.series.metric) == (axis, metric)
-            ]
-            for some in _parts(curves, AT_ONCE):
-                plots.append(_draw_curves(some, folder, number=len(plots)))
-            bars = [b for b in analysis.bars if (b.series.axis, b.series.metric) == (axis, metric)]
-            for part in _parts(bars, _BARS_AT_ONCE):
-                plots.append(_draw_bars(part, folder, number=len(plots)))
+            curves, bars = analysis.along(axis, metric)
+            if curves:
+                drawn = nearest(curves, first, AT_ONCE)
+                plots.append(_draw_curves(drawn, folder, number=len(plots), of=len(curves)))
+            if bars:
+                part = nearest(bars, first, _BARS_AT_ONCE)
+                plots.append(_draw_bars(part, folder, number=len(plots), of=len(bars)))
     for one in analysis.compute:
         plots.append(_draw_front(one, folder, number=len(plots)))
         if one.frontier and any(isinstance(g.fit, Fit) for g in one.frontier.groups):
@@ -85,7 +86,7 @@ def better_label(metric: str, better: Better) -> str:
     return f"{metric} ({better} is better)"
 
 
-def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int) -> Plot:
+def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int, of: int) -> Plot:
     series = curves[0].series
     name = _name(number, series.axis, series.metric)
     every = [float(x) for c in curves for x in _places(c.series)]
@@ -107,8 +108,8 @@ def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int) -> Plot:
         series.axis,
         f"{series.metric} over {series.axis}{_held(curves)}: means of the seeds with bars of one "
         "standard deviation, the chosen curve with its 90% band (a dotted line at a peak that is "
-        "claimed), and in a ring the largest, which "
-        "a cross predicts from the others.",
+        "claimed), and in a ring the largest, which a cross predicts from the others."
+        f"{_left_away(len(curves), of)}",
     )
 
 
@@ -137,7 +138,7 @@ def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
         axes.scatter([found.x], [found.predicted.value], s=50, marker="x", color=colour, zorder=3)
 
 
-def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int) -> Plot:
+def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int, of: int) -> Plot:
     series = bars[0].series
     name = _name(number, series.axis, series.metric)
     words = list(dict.fromkeys(repr(level) for b in bars for level in b.series.levels))
@@ -185,7 +186,7 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int) -> Plot:
         name,
         series.axis,
         f"{series.metric} by {series.axis}{_held(bars)}: means of the seeds with bars of one "
-        "standard deviation, and every trial as a dot.",
+        f"standard deviation, and every trial as a dot.{_left_away(len(bars), of)}",
     )
 
 
@@ -328,8 +329,10 @@ def _held(parts: Sequence[Curve] | Sequence[Bars]) -> str:
     return f" with {'; '.join(labels)}" if len(labels) == 1 else ""
 
 
-def _parts(all_of_them: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [all_of_them[start : start + size] for start in range(0, len(all_of_them), size)]
+def _left_away(drawn: int, of: int) -> str:
+    if drawn == of:
+        return ""
+    return f" Of {of} settings of the other axes the {drawn} nearest to the study's first."
 
 
 def _legend(axes: Any) -> None:
