@@ -34,12 +34,13 @@ from marvel_jax.studies.findings import COMPUTE, LOSS_AND_SCORE
 from marvel_jax.studies.fit import Fit
 from marvel_jax.studies.frontier import Frontier
 from marvel_jax.studies.series import Series, is_number, short
-from marvel_jax.studies.settings import nearest
+from marvel_jax.studies.settings import labels, nearest
 from marvel_jax.studies.trial import Trial
 
 _STEPS = 120
 _BARS_AT_ONCE = 4
 _LEGEND_ROWS = 8
+_LEGEND_LETTERS = 34  # of a label in two columns; a longer one has a row of its own
 
 
 class Plot(NamedTuple):
@@ -97,8 +98,8 @@ def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int, of: int)
             axes.set_xlabel(series.axis)
             axes.set_xticks(sorted(set(every)), [short(x) for x in sorted(set(every))])
         axes.set_ylabel(better_label(series.metric, curves[0].better))
-        for place, curve in enumerate(curves):
-            _draw_curve(axes, curve, place)
+        for place, (curve, label) in enumerate(zip(curves, labels(curves), strict=True)):
+            _draw_curve(axes, curve, place, label)
         if any(isinstance(c.extrapolation, Extrapolation) for c in curves):
             axes.scatter([], [], s=110, facecolors="none", edgecolors=INK, label="held out")
             axes.scatter([], [], s=50, marker="x", color=INK, label="predicted without it")
@@ -113,7 +114,7 @@ def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int, of: int)
     )
 
 
-def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
+def _draw_curve(axes: Any, curve: Curve, place: int, label: str) -> None:
     series, colour = curve.series, COLOURS[place]
     x, y = np.asarray(_places(series)), np.asarray(series.values)
     levels = np.unique(x)
@@ -121,7 +122,7 @@ def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
     spreads = [y[x == level].std(ddof=1) if (x == level).sum() > 1 else np.nan for level in levels]
     axes.errorbar(levels, means, yerr=spreads, fmt="none", ecolor=colour, capsize=3, elinewidth=1.2)
     scatter(axes, x, y, series.trials, s=12, color=colour, alpha=0.45, linewidths=0)
-    label = series.label or ("all trials" if series.mixed else "mean of the seeds")
+    label = label or ("all trials" if series.mixed else "mean of the seeds")
     axes.plot(levels, means, linestyle="none", marker=MARKERS[place], color=colour, label=label)
     if curve.choice and curve.points is not None:
         smooth = np.geomspace(curve.points.levels[0], curve.points.levels[-1], _STEPS)
@@ -142,10 +143,10 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int, of: int) -> P
     series = bars[0].series
     name = _name(number, series.axis, series.metric)
     words = list(dict.fromkeys(repr(level) for b in bars for level in b.series.levels))
-    labels = {repr(level): short(level) for b in bars for level in b.series.levels}
+    ticks = {repr(level): short(level) for b in bars for level in b.series.levels}
     width = 0.8 / len(bars)
     with plot(folder, name) as axes:
-        for place, one in enumerate(bars):
+        for place, (one, label) in enumerate(zip(bars, labels(bars), strict=True)):
             groups = [
                 [
                     t.metrics[series.metric]
@@ -169,7 +170,7 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int, of: int) -> P
                 hatch=HATCHES[place],
                 capsize=3,
                 error_kw={"ecolor": INK, "elinewidth": 1.2},
-                label=one.series.label or None,
+                label=label or None,
             )
             offset = (place - (len(bars) - 1) / 2) * width
             at = [words.index(repr(t.point[series.axis])) + offset for t in one.series.trials]
@@ -177,7 +178,7 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int, of: int) -> P
                 axes, at, one.series.values, one.series.trials, s=14, color="white",
                 edgecolors=INK, linewidths=0.8, zorder=3,
             )  # fmt: skip
-        axes.set_xticks(range(len(words)), [labels[word] for word in words])
+        axes.set_xticks(range(len(words)), [ticks[word] for word in words])
         axes.grid(False, axis="x")
         axes.set_xlabel(series.axis)
         axes.set_ylabel(better_label(series.metric, bars[0].better))
@@ -325,8 +326,8 @@ def _places(series: Series) -> list[float]:
 
 
 def _held(parts: Sequence[Curve] | Sequence[Bars]) -> str:
-    labels = [one.series.label for one in parts if one.series.label]
-    return f" with {'; '.join(labels)}" if len(labels) == 1 else ""
+    held = [one.series.label for one in parts if one.series.label]
+    return f" with {held[0]}" if len(held) == 1 else ""
 
 
 def _left_away(drawn: int, of: int) -> str:
@@ -336,11 +337,12 @@ def _left_away(drawn: int, of: int) -> str:
 
 
 def _legend(axes: Any) -> None:
-    handles, _ = axes.get_legend_handles_labels()
+    handles, told = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        figure = axes.figure
-        columns = 1 + (len(handles) - 1) // _LEGEND_ROWS
-        figure.legend(loc="outside lower center", ncols=max(2, columns) if len(handles) > 2 else 2)
+        columns = max(2, 1 + (len(handles) - 1) // _LEGEND_ROWS)
+        if max(map(len, told)) > _LEGEND_LETTERS:
+            columns = 1
+        axes.figure.legend(loc="outside lower center", ncols=columns)
 
 
 def _name(number: int, about: str, metric: str) -> str:

@@ -27,6 +27,15 @@ def nearest(settings: Sequence[_Kind], first: Mapping[str, Value], number: int) 
     return sorted(settings, key=differences)[:number]
 
 
+def labels(settings: Sequence[Curve] | Sequence[Bars]) -> list[str]:
+    """What tells settings apart that are drawn together: without the axes that are alike in all."""
+    others = [one.series.others for one in settings]
+    varied = [name for name in others[0] if len({repr(one[name]) for one in others}) > 1]
+    if not varied:
+        return [one.series.label for one in settings]
+    return [", ".join(f"{name}={short(one[name])}" for name in varied) for one in others]
+
+
 def tell_many(settings: Sequence[Curve] | Sequence[Bars]) -> str:
     """One sentence or two of all settings of one metric along one axis."""
     curves = [one for one in settings if isinstance(one, Curve)]
@@ -45,8 +54,10 @@ def _tell_bars(settings: Sequence[Bars]) -> str:
     for one in settings:
         ordered = sorted(level_means(one.series), key=lambda pair: -sign * pair[1])
         equal = [level for level, mean in ordered if mean == ordered[0][1]]
-        best["no one value" if len(equal) > 1 else short(ordered[0][0])] += 1
+        best["several alike" if len(equal) > 1 else short(ordered[0][0])] += 1
         gaps.append(abs(ordered[0][1] - ordered[-1][1]))
+    if not any(gaps):
+        return f"{_start(settings)}, all values give the same."
     widest = int(np.argmax(gaps))
     wins = ", ".join(f"{level} in {count}" for level, count in best.most_common())
     return (
