@@ -40,7 +40,7 @@ class Asked(NamedTuple):
 
 def commands() -> list[Command]:
     """All of them, each once, in the order of the pages."""
-    return list(dict.fromkeys(one for page in PAGES for one in _of_page(page)))
+    return list(dict.fromkeys(one for page in PAGES for one in of_page(page)))
 
 
 def parse(words: tuple[str, ...]) -> Asked:
@@ -58,7 +58,8 @@ def lines(page: Path) -> Iterator[str]:
             yield from re.sub(r"\\\n\s*", " ", block).splitlines()
 
 
-def _of_page(page: Path) -> Iterator[Command]:
+def of_page(page: Path) -> Iterator[Command]:
+    """A page's, in its order, also those that it gives twice."""
     for line in lines(page):
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
