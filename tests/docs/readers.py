@@ -3,7 +3,6 @@
 Everything stands under the name that the page uses, so that its commands run as they are written.
 """
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +14,10 @@ from marvel_jax.recipes.collecting import index_collection
 from marvel_jax.recipes.evaluate_command import evaluate_model
 from marvel_jax.recipes.stage_runs import run_stage
 from marvel_jax.recipes.stages import Base
+from marvel_jax.settings import EmbeddingSettings
+from marvel_jax.video_geometry import VideoGeometry
 from tests import tiny
+from tests.data import videos
 from tests.docs.commands import ROOT
 from tests.protocol_folders import FIXTURES, put, put_lines
 
@@ -159,12 +161,23 @@ def studies(shelf: Shelf) -> None:
     Path("runs").mkdir()
 
 
+def inputs(shelf: Shelf) -> None:
+    """The lines of docs/inputs.md as a pool and one of them as a query, and the files they name.
+
+    The model reads videos as small as its pictures, as the page says how.
+    """
+    shutil.copytree(shelf.model, "MODEL")
+    small = VideoGeometry(min_pixels=14 * 14, max_pixels=28 * 28)
+    put(Path("MODEL/marvel.json"), EmbeddingSettings.read("MODEL", video=small).to_dict())
+    (lines,) = blocks(ROOT / "docs" / "inputs.md", "json")
+    put(Path("FILE.jsonl"), lines)
+    put(Path("FILE.json"), lines.splitlines()[1])
+    for number, name in enumerate(("bag", "a", "b", "frame1", "frame2")):
+        picture(Path(f"{name}.jpg"), number)
+    Path("clip.mp4").write_bytes(videos.encoded(videos.frames(20)))
+
+
 def blocks(page: Path, language: str) -> list[str]:
     """The blocks of a language in a page."""
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def rows(block: str) -> list[dict]:
-    """The lines of a page's block of JSON lines."""
-    return [json.loads(line) for line in block.splitlines()]

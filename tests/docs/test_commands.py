@@ -8,6 +8,7 @@ import pytest
 
 from marvel_jax.recipes.config_file import load_config, open_config
 from marvel_jax.recipes.recipe import load_recipe
+from marvel_jax.studies.study import load_study
 from tests.docs.commands import PAGES, ROOT, Asked, Command, commands, lines, parse
 
 COMMANDS = commands()
@@ -34,13 +35,13 @@ def test_the_command_line_takes_it(command):
 
 def config_of(asked: Asked) -> Path | None:
     """The shipped file that a command reads, if it is one."""
-    path = Path(str(asked.values.get("config", "")))
+    path = Path(str(asked.values.get("config", asked.values.get("file", ""))))
     return path if path.parts[:1] == ("configs",) else None
 
 
 @pytest.mark.parametrize(
     "command",
-    [one for one in COMMANDS if one.words[:1] in (("train",), ("plan",), ("run",), ("table",))],
+    [one for one in COMMANDS if one.words[0] in ("train", "plan", "run", "table", "study")],
     ids=name,
 )
 def test_its_config_has_the_fields_and_layouts_that_it_names(command, monkeypatch):
@@ -50,6 +51,7 @@ def test_its_config_has_the_fields_and_layouts_that_it_names(command, monkeypatc
     if path is None:
         return
     changes = tuple(itertools.chain.from_iterable(asked.values.get("overrides", ())))
+    trainings = tuple(itertools.chain.from_iterable(asked.values.get("training", ())))
     if asked.name == "train":
         load_config(path, changes, layout=asked.values["layout"])
     elif asked.name == "plan":
@@ -59,8 +61,13 @@ def test_its_config_has_the_fields_and_layouts_that_it_names(command, monkeypatc
             named = set(asked.values["topology"])
             # A page that shows no layout means the one of the topology's own name.
             assert named <= set(open_config(path).layouts), named
+    elif asked.name.startswith("study "):
+        study = load_study(path, size=asked.values["size"])
+        for task in study.tasks():
+            recipe = study.recipe(task).with_trainings(trainings)
+            if asked.values.get("stage"):
+                recipe.stage(asked.values["stage"])
     else:
-        trainings = tuple(itertools.chain.from_iterable(asked.values.get("training", ())))
         recipe = load_recipe(path).with_settings(changes)
         if trainings:
             recipe = recipe.with_trainings(trainings)
@@ -87,18 +94,3 @@ def test_links_between_pages_lead_somewhere():
                 titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.M)
                 slugs = {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in titles}
                 assert anchor in slugs, f"{page.name}: {target}#{anchor}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [one for one in COMMANDS if one.words[0] == "run" and "--dry-run" in one.words],
-    ids=name,
-)
-def test_a_dry_run_of_a_page_runs(command, marvel, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    words = list(command.words)
-    words[words.index("--workdir") + 1] = str(tmp_path / "run")
-    ran = marvel(*words)
-    assert ran.code == 0, ran
-    assert "instruct" in ran.out

@@ -1,4 +1,4 @@
-"""The commands of the pages run, in the order of the page, on data and models of a reader in little.
+"""The commands of the pages run, in the order of the page, on a reader's data and models in little.
 
 What cannot run in a test is listed with the reason; of everything else the exit code is 0.
 """
@@ -6,7 +6,6 @@ What cannot run in a test is listed with the reason; of everything else the exit
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -32,8 +31,9 @@ ELSEWHERE = {
     "plan": "it takes a vendor's compiler, or the 7B's minutes; tests/plan compiles for `cpu:8`",
     "study plan": "the same; tests/studies/test_plan.py",
     "bench": "it measures, for minutes; tests/bench runs each in little",
-    "train configs/qwen2_vl_7b_lora.py": "the 7B on a pod; tests/launch starts the scripts, and "
-    "tests/training/test_processes.py the command on several hosts",
+    "train configs/qwen2_vl_7b_lora.py --layout gpu:h100:64 --workdir runs/7b": "as in guide_7b.md",
+    "train configs/qwen2_vl_7b_lora.py --layout gpu:h100:64 --workdir /shared/runs/7b": "the same",
+    "train configs/qwen2_vl_7b_lora.py --layout tpu:v5e:8x8": "the same",
     "train configs/emoji.py": "minutes; tests/recipes/test_quickstart.py trains its config",
     "run configs/umarvel_qwen2_vl_7b.py --workdir runs/tiny --size tiny": "minutes; it is the run "
     "of tests/recipes/test_umarvel_tiny.py",
@@ -61,6 +61,16 @@ CHANGES = (
     # Not published, but with a manifest that says how many there should be.
     Change("data check data/mbeir --counts published", instead={"published": "auto"}),
     Change("data check data/circo", more=("--counts", "none")),
+    # The 7B's file with another model, and rows that fit its data.
+    Change(
+        "train configs/qwen2_vl_7b_lora.py --layout gpu:h100:64 --workdir /shared/runs/instruct",
+        more=(
+            *("--set", "model.source=runs/7b/distill/model", "model.adapters.rank=4", "steps=1"),
+            *("data.path=data/mbeir", "data.global_batch=16", "data.row.tokens=160"),
+            *("data.row.patches=64", "data.row.items=16", "embedding.max_text_tokens=32"),
+            *("embedding.min_pixels=196", "embedding.max_pixels=784"),
+        ),
+    ),
     # Three pictures in the place of 3,000.
     Change("index PHOTOS --out runs/photos --model runs/quickstart/model", more=("--scann",)),
     # Few pairs, and no more searches of the same kind.
@@ -112,9 +122,8 @@ def test_every_command_runs_here_or_is_listed_and_the_lists_are_of_the_pages():
         assert any(begins(one, start) for one in found), f"no page has: marvel {start}"
     for page, start in MEANWHILE:
         assert any(one.page == page and begins(one, start) for one in found), start
-    assert in_little(Command("a.md", ("run", "a.py", "--set", "x.y=/big/z", "--out", "/other"))) == [
-        *("run", "a.py", "--set", "x.y=big/z", "--out", "/other")
-    ]
+    places = ("run", "a.py", "--set", "x.y=/big/z", "--out", "/other")
+    assert in_little(Command("a.md", places))[3:] == ["x.y=big/z", "--out", "/other"]
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +150,22 @@ def test_the_commands_of_a_page_run(page, shelf, marvel, tmp_path, monkeypatch):
         assert done.out.strip(), f"{page}: marvel {' '.join(words)} says nothing"
         ran += 1
     assert ran
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_inputs_page_are_encoded_and_found(shelf, marvel, tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="reading video files needs PyAV")
+    monkeypatch.chdir(tmp_path)
+    readers.inputs(shelf)
+    page = (ROOT / "docs" / "inputs.md").read_text(encoding="utf-8")
+    encode, search = ("encode", "--pool", "FILE.jsonl"), ("search", "--parts", "FILE.json")
+    for words in (encode, search):
+        assert f"`marvel {' '.join(words)}`" in page
+    done = marvel(*encode, "MODEL", "--out", "store")
+    assert done.code == 0, done
+    found = marvel(*search, "MODEL", "--store", "store", "--json")
+    assert found.code == 0, found
+    assert len(found.json["hits"]) == 4 and found.json["hits"][0]["id"] == "2"
+    for code in readers.blocks(ROOT / "docs" / "inputs.md", "python"):
+        if "Item(" in code:
+            exec(code, {})
