@@ -130,13 +130,12 @@ def at_7b(shelf: Shelf) -> None:
 
 
 def recipe(shelf: Shelf) -> None:
-    """Data from outside, and a run of which one stage has been evaluated."""
+    """Data from outside, and runs of which one stage has been evaluated."""
     link("big/M-BEIR", shelf.mbeir)
     put(Path("big/nli_for_simcse.csv"), "sent0,sent1,hard_neg\na,b,c\n")
     put(Path("big/cc3m.json"), [])
-    place = Path("runs/tiny/evaluate-instruct/scores.json")
-    place.parent.mkdir(parents=True)
-    shutil.copyfile(shelf.other / "scores.json", place)
+    for scored in ("runs/tiny/evaluate-instruct", "runs/negatives/evaluate-before"):
+        link(f"{scored}/scores.json", shelf.other / "scores.json")
 
 
 _STUDY = """\

@@ -5,11 +5,16 @@ What cannot run in a test is listed with the reason; of everything else the exit
 
 import re
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import pytest
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
+from marvel_jax.serving import server
+from marvel_jax.serving.limits import Limits
 from tests.docs import readers
 from tests.docs.commands import PAGES, ROOT, Command, of_page
 from tests.docs.readers import Shelf
@@ -27,7 +32,6 @@ RUN = {
 
 ELSEWHERE = {
     "data download": "it fetches; tests/data/test_download.py does so from a Hub of its own",
-    "serve": "it does not end; tests/serving starts it as a process",
     "plan": "it takes a vendor's compiler, or the 7B's minutes; tests/plan compiles for `cpu:8`",
     "study plan": "the same; tests/studies/test_plan.py",
     "bench": "it measures, for minutes; tests/bench runs each in little",
@@ -38,10 +42,9 @@ ELSEWHERE = {
     "run configs/umarvel_qwen2_vl_7b.py --workdir runs/tiny --size tiny": "minutes; it is the run "
     "of tests/recipes/test_umarvel_tiny.py",
     "run configs/umarvel_qwen2_vl_7b.py --workdir runs/7b-tiny --size tiny": "the same",
-    "run configs/emoji_full.py": "an hour; tests/recipes/test_sizes.py runs such stages in little",
+    "run configs/emoji_full.py": "an hour; so runs tests/recipes/test_sizes.py, in little",
     "table configs/emoji_full.py": "the table of that run",
-    "run configs/ablations": "trainings for hours; tests/recipes runs their stages in little",
-    "table configs/ablations": "the table of such a run",
+    "run configs/ablations": "hours, at tiny minutes; tests/recipes runs all kinds of its stages",
 }
 """How commands begin that do not run here, and why."""
 
@@ -77,6 +80,8 @@ CHANGES = (
     Change("evaluate MODEL --data data/M-BEIR --workdir runs/eval --reranker", more=("--top", "2")),
     Change("evaluate runs/7b/distill/model --data data/mbeir", more=("--exact-only",)),
     Change("report runs/eval --tradeoff", more=("--tradeoff-queries", "2")),
+    # Another server may stand at the page's port.
+    Change("serve", more=("--port", "0")),
     # Two trials of seconds.
     Change("study run configs", more=("--size", "tiny", "--limit", "2")),
     Change("study report", instead={"runs/studies/model_data": "runs/studies/model_data-tiny"}),
@@ -131,10 +136,20 @@ def shelf(tmp_path_factory) -> Shelf:
     return readers.fill(tmp_path_factory.mktemp("shelf"))
 
 
+def answer_once(
+    app: ASGIApp, bound: socket.socket, *, limits: Limits, started: Callable[[], None]
+) -> None:
+    """In the place of a server that does not end: it answers one question."""
+    started()
+    client = TestClient(app, base_url=server.address(bound))
+    assert client.get("/api/collection").status_code == 200
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_the_commands_of_a_page_run(page, shelf, marvel, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server, "run", answer_once)
     readers.checkout()
     RUN[page](shelf)
     ran = 0
