@@ -76,9 +76,15 @@ CHANGES = (
     ),
     # Three pictures in the place of 3,000.
     Change("index PHOTOS --out runs/photos --model runs/quickstart/model", more=("--scann",)),
-    # Few pairs, and no more searches of the same kind.
-    Change("evaluate MODEL --data data/M-BEIR --workdir runs/eval --reranker", more=("--top", "2")),
-    Change("evaluate runs/7b/distill/model --data data/mbeir", more=("--exact-only",)),
+    # Few pairs; as many as the scores look at.
+    Change(
+        "evaluate MODEL --data data/M-BEIR --workdir runs/eval --reranker", more=("--top", "10")
+    ),
+    Change(
+        "evaluate runs/7b/distill/model --data data/mbeir --workdir runs/eval --dtype bfloat16 "
+        "--compute bfloat16 --reranker",
+        more=("--top", "10"),
+    ),
     Change("report runs/eval --tradeoff", more=("--tradeoff-queries", "2")),
     # Another server may stand at the page's port.
     Change("serve", more=("--port", "0")),
