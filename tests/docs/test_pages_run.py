@@ -35,9 +35,11 @@ ELSEWHERE = {
     "plan": "it takes a vendor's compiler, or the 7B's minutes; tests/plan compiles for `cpu:8`",
     "study plan": "the same; tests/studies/test_plan.py",
     "bench": "it measures, for minutes; tests/bench runs each in little",
-    "train configs/qwen2_vl_7b_lora.py --layout gpu:h100:64 --workdir runs/7b": "as in guide_7b.md",
+    "train configs/qwen2_vl_7b_lora.py --layout gpu:h100:64 --workdir runs/7b": "it runs as the "
+    "guide has it",
     "train configs/qwen2_vl_7b_lora.py --layout gpu:h100:64 --workdir /shared/runs/7b": "the same",
-    "train configs/qwen2_vl_7b_lora.py --layout tpu:v5e:8x8": "the same",
+    "train configs/qwen2_vl_7b_lora.py --layout tpu:v5e:8x8": "a mesh of 64 devices; "
+    "tests/parallel and tests/training have smaller ones",
     "train configs/emoji.py": "minutes; tests/recipes/test_quickstart.py trains its config",
     "run configs/umarvel_qwen2_vl_7b.py --workdir runs/tiny --size tiny": "minutes; it is the run "
     "of tests/recipes/test_umarvel_tiny.py",
