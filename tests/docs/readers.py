@@ -167,7 +167,7 @@ def inputs(shelf: Shelf) -> None:
     """
     shutil.copytree(shelf.model, "MODEL")
     small = VideoGeometry(min_pixels=14 * 14, max_pixels=28 * 28)
-    put(Path("MODEL/marvel.json"), EmbeddingSettings.read("MODEL", video=small).to_dict())
+    put(Path("MODEL/marvel.json"), EmbeddingSettings.read(Path("MODEL"), video=small).to_dict())
     (lines,) = blocks(ROOT / "docs" / "inputs.md", "json")
     put(Path("FILE.jsonl"), lines)
     put(Path("FILE.json"), lines.splitlines()[1])
