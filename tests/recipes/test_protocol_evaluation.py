@@ -34,7 +34,8 @@ def write(name: str, folder: Path) -> Path:
 
 def run(name: str, folder: Path, workdir: Path, embedder=None, **options):
     loaded = registry.find(name).load(folder)
-    return evaluate_protocol(embedder or ColourEmbedder(), loaded, workdir=workdir, **options)
+    made = embedder or ColourEmbedder()
+    return evaluate_protocol(made, loaded, workdir=workdir, **options).scores
 
 
 def test_every_set_has_a_fixture():
