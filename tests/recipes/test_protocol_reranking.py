@@ -59,8 +59,12 @@ def load(name: str, folder: Path):
     return registry.find(name).load(folder)
 
 
-def run(loaded, workdir: Path, judge: Judge, *, told=None, seed: int = 0, **options):
-    evaluated = evaluate_protocol(ColourEmbedder(), loaded, workdir=workdir, seed=seed)
+def run(
+    loaded, workdir: Path, judge: Judge, *, told=None, seed: int = 0, dimension=None, **options
+):
+    evaluated = evaluate_protocol(
+        ColourEmbedder(), loaded, workdir=workdir, seed=seed, dimension=dimension
+    )
     say = (lambda line: None) if told is None else told.append
     return rerank_protocol(
         judge,
@@ -197,14 +201,17 @@ def test_a_reranker_without_weight_leaves_every_rank(name, tmp_path):
 
 def test_a_submission_is_written_in_both_orders(tmp_path):
     loaded = load("circo", tmp_path / "data")
-    found = run(loaded, tmp_path / "run", Judge(by_id(_4=0.9, _2=0.8)), weights="0")
+    found = run(loaded, tmp_path / "run", Judge(by_id(_4=0.9, _2=0.8)), weights="0.5")
     (path,) = found.submissions
     assert Path(path).name == "test.fused.json"
-    assert json.loads(Path(path).read_text()) == {"7": [4, 2, 1, 3]}
+    # Cosines 1, 0.71, 0, 0 with P(Yes) 0.01, 0.8, 0.01, 0.9: halves of 1.01, 1.51, 0.01, 0.9.
+    assert json.loads(Path(path).read_text()) == {"7": [2, 1, 4, 3]}
     kept = tmp_path / "run" / "submissions" / "test.json"
     assert json.loads(kept.read_text()) == {"7": [1, 2, 3, 4]}
-    # mAP@5 of val: {1, 2} of 4, 2, 1, 3 and {2}: (1/2 + 2/3) / 2 and 1/2.
-    assert found.tests[0].fused["mAP@5"].mean == pytest.approx((7 / 12 + 1 / 2) / 2)
+    # Of val, {1, 2} are found in 2, 4, 1, 3, and {2} in 4, 2, 3, 1; by P(Yes) alone 4 and 2 lead.
+    (val,) = found.tests
+    assert val.fused["mAP@5"].mean == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
+    assert val.reranked["mAP@5"].mean == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1 / 2) / 2)
 
 
 # --- kept from one command to the next -----------------------------------------------------------
@@ -250,8 +257,8 @@ def test_a_killed_run_goes_on_and_nothing_is_scored_twice(tmp_path):
     assert third.calls == 0
 
 
-@pytest.mark.parametrize("changed", ["reranker", "depth", "data"])
-def test_scores_of_another_reranker_depth_or_data_stay_aside(changed, tmp_path):
+@pytest.mark.parametrize("changed", ["reranker", "depth", "data", "vectors"])
+def test_scores_of_another_reranker_depth_data_or_vectors_stay_aside(changed, tmp_path):
     loaded = load("coco", tmp_path / "data")
     first = run(loaded, tmp_path / "run", Judge(differs))
     judge, told, options = Judge(differs, name="j1"), [], {}
@@ -263,9 +270,10 @@ def test_scores_of_another_reranker_depth_or_data_stay_aside(changed, tmp_path):
         file = tmp_path / "data" / "coco_text.json"
         file.write_text(file.read_text().replace('"green"', '"a green"', 1))
         loaded = registry.find("coco").load(tmp_path / "data")
-        for name in ("captions", "images"):
-            kept = tmp_path / "run" / "vectors" / name
-            kept.rename(kept.with_name(f"{name} before"))
+    if changed == "vectors":
+        options = {"dimension": 2}
+    if changed in ("data", "vectors"):
+        (tmp_path / "run" / "vectors").rename(tmp_path / "before")
     run(loaded, tmp_path / "run", judge, told=told, **options)
     assert judge.scored == (12 if changed == "depth" else 40)
     aside = [line for line in told if "left aside" in line]
