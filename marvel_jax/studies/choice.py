@@ -85,7 +85,8 @@ def find_peak(
 
     A peak is told of only where the log-quadratic is the chosen shape (with AICc: by 2 or more,
     for a curve that levels off is easily mistaken for one that turns), its vertex is inside the
-    measured range, and 95% of the draws say so too.
+    measured range, 95% of the draws say so too, and so do the values themselves: the best of them
+    is not at an end. A curve that fits badly can turn where nothing was measured to.
     """
     curve = next((fit for fit in fits if fit.shape == "log-quadratic"), None)
     if not isinstance(curve, Fit):
@@ -103,7 +104,9 @@ def find_peak(
     )
     place = Estimate(float(np.clip(x, first / reach, last * reach)), float(low), float(high))
     value = float(curve.predict(place.value))
-    reason = _doubt(curve, fits, inside=inside, share=share)
+    best = int(np.argmax(sign * points.means))
+    at_end = points.levels[best] if best in (0, len(points.levels) - 1) else None
+    reason = _doubt(curve, fits, inside=inside, share=share, at_end=at_end)
     fall = sign * (value - float(curve.predict(last)))
     reached = curve.predict_draws(np.asarray(place.value)) - curve.predict_draws(last)
     ends = np.quantile(sign * reached, curve.tails)
@@ -119,10 +122,17 @@ def find_peak(
 
 
 def _doubt(
-    curve: Fit, fits: Sequence[Fit | NotFitted], *, inside: bool, share: float
+    curve: Fit,
+    fits: Sequence[Fit | NotFitted],
+    *,
+    inside: bool,
+    share: float,
+    at_end: float | None,
 ) -> str | None:
     if not inside:
         return "the curve's best lies outside of the measured range"
+    if at_end is not None:
+        return f"the best of the measured values is at an end, {at_end:,g}"
     choice = choose(fits)
     if choice is None or choice.fit.shape != curve.shape:
         other = choice.fit.shape if choice else "none"

@@ -119,9 +119,10 @@ def correlate_within(
     levels = []
     for value, rows in places.items():
         levels.append((value, correlate(x[rows], y[rows], seed=seed, draws=draws)))
-        # What is alone in its level is 0 after this, and says nothing.
-        centered_x[rows] -= x[rows].mean()
-        centered_y[rows] -= y[rows].mean()
+        # What is alone in its level is 0 after this, and says nothing; nor does what does not vary.
+        for figures, centered in ((x, centered_x), (y, centered_y)):
+            own = figures[rows]
+            centered[rows] = 0 if _flat(own) else own - own.mean()
     kept = [row for rows in places.values() if len(rows) > 1 for row in rows]
     pooled = correlate(centered_x[kept], centered_y[kept], seed=seed, draws=draws)
     over_all = correlate(x, y, seed=seed, draws=draws)

@@ -10,8 +10,12 @@ from marvel_jax.recipes.sizes import SIZES
 from marvel_jax.recipes.stages import Emoji
 from marvel_jax.studies.study import Size
 from marvel_jax.training.config import CheckpointConfig, ModelConfig, TrainConfig
+from marvel_jax.training.flops import Work, step_flops
 
 CORPUS = "corpus.mbeir"
+
+_STEP = Work(tokens=3677, token_pairs=59_600, patches=2137, patch_pairs=29_800)
+"""A step of the quickstart's 128 pairs, the mean of 1,400."""
 
 _TINY_EMOJI = 60  # of fewer some tasks have a single query
 
@@ -19,6 +23,14 @@ _TINY_EMOJI = 60  # of fewer some tasks have a single query
 def corpus(size: Size) -> Emoji:
     """The stage "corpus"."""
     return Emoji("corpus", limit=None if size == "full" else _TINY_EMOJI)
+
+
+def steps_for(flops: float, config: TrainConfig) -> int:
+    """How many steps of the quickstart's batch this model trains with so many operations."""
+    assert config.model.scratch is not None
+    pairs = config.data.global_batch
+    one = step_flops(config.model.scratch, _STEP, queries=pairs, candidates=pairs)
+    return max(1, round(flops / one))
 
 
 def training(size: Size, *, steps: int) -> TrainConfig:

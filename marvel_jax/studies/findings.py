@@ -10,9 +10,9 @@ from marvel_jax.studies.choice import Peak
 from marvel_jax.studies.correlation import Correlation
 from marvel_jax.studies.extrapolation import Extrapolation
 from marvel_jax.studies.fit import Fit
-from marvel_jax.studies.points import Estimate
-from marvel_jax.studies.series import Series, short
-from marvel_jax.studies.trial import Value
+from marvel_jax.studies.points import Estimate, pooled_spread
+from marvel_jax.studies.series import Series, level_means, short
+from marvel_jax.studies.settings import MANY, tell_many
 
 _TOLD_APART = 2.0  # standard deviations between seeds; less is luck often enough
 _MINUS = "\N{MINUS SIGN}"
@@ -23,20 +23,33 @@ COMPUTE, LOSS_AND_SCORE = "What compute buys", "Loss against score"
 
 
 class Finding(NamedTuple):
-    """A sentence, and what it is about: an axis, COMPUTE or LOSS_AND_SCORE."""
+    """A sentence, and what it is about: an axis, COMPUTE or LOSS_AND_SCORE.
+
+    details: a sentence for each setting of the other axes, where `sentence` is of many.
+    """
 
     about: str
     sentence: str
+    details: tuple[str, ...] = ()
 
 
 def findings(analysis: Analysis) -> list[Finding]:
     """The findings, in the order of the study's axes, then compute, then loss."""
-    found = [Finding(curve.series.axis, tell_curve(curve)) for curve in analysis.curves]
-    found += [Finding(bars.series.axis, tell_bars(bars)) for bars in analysis.bars]
-    order = {axis: number for number, axis in enumerate(analysis.axes)}
-    found.sort(key=lambda one: order[one.about])
+    found = []
+    for axis in analysis.axes:
+        for metric in analysis.metrics:
+            curves, bars = analysis.along(axis, metric)
+            found += _of_settings(axis, [tell_curve(one) for one in curves], curves)
+            found += _of_settings(axis, [tell_bars(one) for one in bars], bars)
     found += [Finding(COMPUTE, tell) for one in analysis.compute if (tell := tell_compute(one))]
     return found + [Finding(LOSS_AND_SCORE, tell_loss(one)) for one in analysis.losses]
+
+
+def _of_settings(axis: str, told: list[str], settings: list[Curve] | list[Bars]) -> list[Finding]:
+    """A finding a setting of the other axes; of many settings, one for all of them."""
+    if len(told) <= MANY:
+        return [Finding(axis, sentence) for sentence in told]
+    return [Finding(axis, tell_many(settings), tuple(told))]
 
 
 def tell_curve(curve: Curve) -> str:
@@ -44,9 +57,9 @@ def tell_curve(curve: Curve) -> str:
     series = curve.series
     start = _start(series)
     if curve.choice is None or curve.points is None:
-        fitted = [fit.reason for fit in curve.fits if not isinstance(fit, Fit)]
-        reason = fitted[0] if fitted else "no value of the axis is positive"
-        return f"{start}, {_ends(series)}. No curve was fitted: {reason}.{_left_out(curve)}"
+        return (
+            f"{start}, {_ends(series)}. No curve was fitted: {_unfitted(curve)}.{_left_out(curve)}"
+        )
     fit = curve.choice.fit
     told = {
         "constant": _tell_constant,
@@ -102,18 +115,15 @@ def tell_loss(one: LossAgainst) -> str:
     return told
 
 
-def level_means(series: Series) -> list[tuple[Value, float]]:
-    """Each value of the axis with the mean of its trials."""
-    values: dict[str, list[float]] = {}
-    for trial in series.trials:
-        values.setdefault(repr(trial.point[series.axis]), []).append(trial.metrics[series.metric])
-    return [(level, float(np.mean(values[repr(level)]))) for level in series.levels]
-
-
 def _start(series: Series) -> str:
     held = f" with {series.label}" if series.label else ""
     mixed = " (the other axes vary too)" if series.mixed else ""
     return f"{series.metric} over {series.axis}{held}{mixed}"
+
+
+def _unfitted(curve: Curve) -> str:
+    fitted = [fit.reason for fit in curve.fits if not isinstance(fit, Fit)]
+    return fitted[0] if fitted else "no value of the axis is positive"
 
 
 def _ends(series: Series) -> str:
@@ -128,18 +138,17 @@ def _ends(series: Series) -> str:
 
 def _noise(series: Series, gap: float) -> str:
     """How a difference of two means stands to the spread between seeds."""
-    groups: dict[str, list[float]] = {}
-    for trial, value in zip(series.trials, series.values, strict=True):
-        groups.setdefault(repr(trial.point[series.axis]), []).append(value)
-    freedom = sum(len(group) - 1 for group in groups.values())
-    if freedom == 0:
+    spread = _spread(series)
+    if spread is None:
         return " (one seed each, so its spread is not known)"
-    squares = sum(float(np.var(group)) * len(group) for group in groups.values())
-    spread = (squares / freedom) ** 0.5
     if spread == 0:
         return " (all seeds agree)"
     alike = ": not told apart" if gap < _TOLD_APART * spread else ""
     return f" ({short(float(f'{gap / spread:.2g}'))} standard deviations between seeds{alike})"
+
+
+def _spread(series: Series) -> float | None:
+    return pooled_spread(series.values, [repr(one.point[series.axis]) for one in series.trials])
 
 
 def _tell_constant(curve: Curve, fit: Fit) -> str:
@@ -224,6 +233,6 @@ def _sign(text: str) -> str:
     return text.replace("-", _MINUS)
 
 
-def headline(found: Sequence[Finding], about: str) -> list[str]:
-    """The sentences of one axis, of COMPUTE or of LOSS_AND_SCORE."""
-    return [one.sentence for one in found if one.about == about]
+def of(found: Sequence[Finding], about: str) -> list[Finding]:
+    """The findings of one axis, of COMPUTE or of LOSS_AND_SCORE."""
+    return [one for one in found if one.about == about]

@@ -1,7 +1,8 @@
 """The points of one curve: values of an axis, several seeds each, and new draws of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -49,15 +50,28 @@ class Points:
 
         None where no level has two trials.
         """
-        freedom = len(self) - len(self.levels)
-        if freedom == 0:
-            return None
-        return float(np.sqrt(np.sum((self.y - self.means[self.level_of]) ** 2) / freedom))
+        return pooled_spread(self.y, self.level_of)
 
     def without(self, level: int) -> "Points":
         """The points of all levels but this one."""
         kept = self.level_of != level
         return points_of(self.x[kept], self.y[kept])
+
+
+def pooled_spread(
+    values: Sequence[float] | np.ndarray, groups: Sequence[Any] | np.ndarray
+) -> float | None:
+    """The standard deviation of values about the means of their groups, all groups together.
+
+    None where every value has a group of its own.
+    """
+    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.bincount(group_of)
+    freedom = len(group_of) - len(counts)
+    if freedom == 0:
+        return None
+    means = np.bincount(group_of, values) / counts
+    return float(np.sqrt(np.sum((np.asarray(values) - means[group_of]) ** 2) / freedom))
 
 
 def points_of(x: np.ndarray, y: np.ndarray) -> Points:

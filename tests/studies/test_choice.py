@@ -90,6 +90,16 @@ def test_a_peak_outside_of_what_was_measured_is_not_claimed():
     assert peak.x.value > X[-1]
 
 
+def test_a_turn_that_only_the_curve_makes_is_no_peak():
+    # A search takes some time in any pool, then time in proportion: no parabola, and no best pool.
+    x = np.repeat([100, 300, 1000, 3000, 10_000, 20_000], 3)
+    noise = np.random.default_rng(0).standard_normal(len(x))
+    points, fits = fits_of(x, (0.012 + 6e-6 * x) * (1 + 0.01 * noise))
+    peak = find_peak(points, fits, better="lower")
+    assert isinstance(peak, Peak) and peak.inside and peak.share > 0.95
+    assert not peak.found and "at an end, 100" in peak.reason
+
+
 def test_too_few_points_for_a_peak_say_so():
     points, fits = fits_of(X[:3], LAWS["log-quadratic"](X[:3]))
     found = find_peak(points, fits, better="higher")

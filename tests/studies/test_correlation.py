@@ -67,6 +67,14 @@ def test_what_does_not_vary_has_no_correlation_and_no_nan():
     assert some.dropped > 0.1 and np.all(np.isfinite([*some.pearson, *some.spearman]))
 
 
+def test_what_does_not_vary_among_alike_trials_says_nothing_of_them():
+    # One training, searched in six pools, has one loss: what is left of it is a float's last digit.
+    loss = np.repeat([1.71, 5.3171], 6)
+    score = np.array([0.9, 0.8, 0.7, 0.6, 0.55, 0.5, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1])
+    found = correlate_within(loss, score, axis="steps", values=[1400] * 6 + [350] * 6)
+    assert isinstance(found.pooled, NotCorrelated) and not found.opposite
+
+
 def test_figures_of_other_trials_are_refused():
     with pytest.raises(MarvelError):
         correlate(np.arange(5.0), np.arange(6.0))
