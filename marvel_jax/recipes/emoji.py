@@ -98,7 +98,7 @@ def train_config(
     )
 
 
-def of_texts(config: TrainConfig) -> TrainConfig:
+def of_texts(config: TrainConfig, *, width: int, steps: int) -> TrainConfig:
     """A training of texts that ask for texts, as the first stage from scratch.
 
     It is gentle and warm: a high rate makes all vectors alike, and what comes after starts late.
@@ -108,12 +108,14 @@ def of_texts(config: TrainConfig) -> TrainConfig:
         data=dataclasses.replace(
             config.data, global_batch=128, include=("task1",), task_weights=None
         ),
-        optimizer=dataclasses.replace(config.optimizer, learning_rate=3e-4, temperature=0.2),
-        steps=150,
+        optimizer=dataclasses.replace(
+            config.optimizer, learning_rate=learning_rate(width) / 10, temperature=0.2
+        ),
+        steps=steps,
     )
 
 
-def of_pictures(config: TrainConfig) -> TrainConfig:
+def of_pictures(config: TrainConfig, *, width: int, steps: int) -> TrainConfig:
     """A training of pictures and their names, without instructions, as the second stage."""
     return dataclasses.replace(
         config,
@@ -124,6 +126,8 @@ def of_pictures(config: TrainConfig) -> TrainConfig:
             task_weights=PICTURED_WEIGHTS,
         ),
         embedding=dataclasses.replace(config.embedding, instruction="none"),
-        optimizer=dataclasses.replace(config.optimizer, learning_rate=3e-3, temperature=0.05),
-        steps=900,
+        optimizer=dataclasses.replace(
+            config.optimizer, learning_rate=learning_rate(width), temperature=0.05
+        ),
+        steps=steps,
     )
