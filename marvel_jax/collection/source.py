@@ -3,6 +3,7 @@
 Reading never stops at something that cannot be used: it is a `Failure`, and takes no row.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -65,6 +66,11 @@ class Source:
     captions: bool = False
     apart: Path | None = None
     left_out: Counter[str] = field(default_factory=Counter)
+
+    def under(self, roots: Sequence[Path], *, captions: bool) -> "Source":
+        """The same source with other roots beside its own."""
+        own = (self.roots[0], *(root.resolve() for root in roots))
+        return dataclasses.replace(self, roots=tuple(dict.fromkeys(own)), captions=captions)
 
     def pieces(self) -> "list[Piece]":
         """What there is to read, in the source's order: cheap, nothing is opened but a jsonl.
