@@ -108,9 +108,14 @@ def inside(path: Path, roots: Sequence[Path], *, where: str) -> Path:
     """The path without links; `roots` are without links, too.
 
     Raises:
-      MarvelError: it is in none of them.
+      MarvelError: it is in none of them, or is no path.
     """
-    resolved = path.resolve()
+    try:
+        resolved = path.resolve()
+    except UnicodeEncodeError:  # it has its own words: see `source`
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, links in a circle
+        raise MarvelError(f"{where}: {path} leads nowhere ({error}).") from error
     if not any(resolved.is_relative_to(root) for root in roots):
         raise MarvelError(
             f"{where}: {path} leads to {resolved}, outside of {', '.join(map(str, roots))}: put "

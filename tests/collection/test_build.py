@@ -246,9 +246,24 @@ def test_a_jsonl_with_lines_that_cannot_be_used(tmp_path):
     failed = {one.id: one.error for one in built.failures}
     assert set(failed) >= {"gone", "up", "film"} and len(failed) == 5
     assert "cannot be read" in failed["gone"] and "--root" in failed["up"]
-    path.write_text('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n')
-    with pytest.raises(MarvelError, match=r"line 2: id 'a' was used before, at .*line 1"):
-        build(path)
+
+
+def test_of_two_with_one_id_or_two_captions_the_first_is_kept(source):
+    path = source / "items.jsonl"
+    path.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "z"}\n{"id": "a", "text": "y"}')
+    built = build_collection(path, source / "out", model="m", embedder=FakeEmbedder())  # type: ignore[arg-type]
+    collection = Collection.open(built.folder)
+    assert check_rows(collection) == ["a", "b"] and collection.entry(0).text == "x"
+    (failed,) = built.failures
+    assert failed.file.endswith("line 3") and "used before, at" in failed.error
+    assert "line 1" in failed.error
+    (source / "1.txt").write_text("the second")
+    (source / "1.md").write_text("the first")
+    built = build(source, captions=True)
+    collection = Collection.open(built.folder)
+    assert collection.entry(collection.row_of("1.png")).text == "the first"
+    (failed,) = built.failures
+    assert failed.id == "1.txt" and "1.md captions the same picture" in failed.error
 
 
 def test_an_m_beir_folder_and_its_instructions(tiny_corpus, tmp_path):
