@@ -135,16 +135,16 @@ class Collection:
         """A jsonl of id, file and error of everything that could not be indexed."""
         return self.version / write.FAILURES
 
-    def entry(self, row: int) -> Entry:
-        """What a row shows.
+    def entry(self, row: int, *, gone: bool = False) -> Entry:
+        """What a row shows; with `gone`, without a picture whose path now leads out of the roots.
 
         Raises:
-          MarvelError: there is no such row, or its picture's path now leads out of the roots.
+          MarvelError: there is no such row, or a picture's path leads out and that is not accepted.
         """
         if not 0 <= row < len(self):
             raise MarvelError(f"{self.folder}: no row {row}: there are {len(self)}, from 0 on.")
         where = f"{self.folder}, row {row}"
-        return entry_of(self._lines[row], roots=self._roots, where=where)
+        return entry_of(self._lines[row], roots=self._roots, where=where, gone=gone)
 
     def row_of(self, id: str) -> int:
         """The row of an id.

@@ -74,23 +74,29 @@ def entry_record(
     }
 
 
-def entry_of(record: Mapping[str, Any], *, roots: Sequence[Path], where: str) -> Entry:
+def entry_of(
+    record: Mapping[str, Any], *, roots: Sequence[Path], where: str, gone: bool = False
+) -> Entry:
     """The entry of a line; its pictures' paths are resolved and must lie inside one of `roots`.
+
+    With `gone` a picture that does not is left out, and the rest is given.
 
     Raises:
       MarvelError: the line is no entry, or a picture's path leads outside, as a link may that was
         changed since.
     """
     try:
+        named = [one if isinstance(one, str) else Path(one["image"]) for one in record["parts"]]
         parts = tuple(
-            one if isinstance(one, str) else inside(Path(one["image"]), roots, where=where)
-            for one in record["parts"]
+            one if isinstance(one, str) else inside(one, roots, where=where)
+            for one in named
+            if isinstance(one, str) or not gone or is_inside(one, roots)
         )
         texts = [one for one in parts if isinstance(one, str)]
         images = [one for one in parts if isinstance(one, Path)]
         return Entry(
             id=record["id"],
-            kind=kind_of(parts),
+            kind=kind_of(named),
             text="\n".join(texts) if texts else None,
             image=images[0] if images else None,
             name=record["name"],
@@ -122,3 +128,12 @@ def inside(path: Path, roots: Sequence[Path], *, where: str) -> Path:
             "the picture there, or name its folder with --root."
         )
     return resolved
+
+
+def is_inside(path: Path, roots: Sequence[Path]) -> bool:
+    """Whether `inside` gives it."""
+    try:
+        inside(path, roots, where="")
+    except MarvelError:
+        return False
+    return True

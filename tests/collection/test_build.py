@@ -297,6 +297,8 @@ def test_a_link_that_was_turned_outside_later_is_not_followed(source, tmp_path):
     (source / "0.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(MarvelError, match="outside of"):
         collection.entry(row)
+    rest = collection.entry(row, gone=True)
+    assert (rest.id, rest.kind, rest.image, rest.parts) == ("0.png", "image", None, ())
 
 
 def test_two_at_once_are_refused(source):
