@@ -12,14 +12,18 @@ COMPUTE = "float32"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How a collection is made. None is as the version before has it; in a new collection, and
-    with `again`, the default.
+    """How a collection is made. None is as the version before has it.
 
-    roots, captions: see `source.find_source`; by default none and False. again: what is there may
-    be another model's or another source's, and its options do not count; what this model encoded
-    is still used. scann: build an index however small, by default where the rule builds leaves.
-    dimensions: see `write.dimensions_of`. compute: the type of weights and matmuls, by default
-    float32.
+    In a new collection, and with `again`, None is the default.
+
+    roots: folders beside the source's own that pictures may be in; by default none.
+    captions: whether `cat.txt` is the caption of `cat.png`; by default not.
+    again: what is there may be another model's or source's, or computed in another type, and its
+      options do not count; what this model encoded in this type is still used.
+    scann: build an index however small; by default where the rule builds leaves.
+    dimensions: shorter widths to search; by default half and quarter, see `write.dimensions_of`.
+    compute: the type of weights and matmuls; by default float32.
+    batch_tokens: of a forward pass on a device.
     """
 
     roots: tuple[Path, ...] | None = None
