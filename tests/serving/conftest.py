@@ -1,7 +1,6 @@
 """An application on a fake collection."""
 
 import base64
-import time
 
 import pytest
 
@@ -40,8 +39,8 @@ def serve(collection):
         client.__enter__()
         clients.append(client)
         client.service = service
-        while wait and not service.warm:
-            time.sleep(0.005)
+        if wait:
+            fakes.until(lambda: service.warm)
         return client
 
     yield make

@@ -142,20 +142,27 @@ def test_a_truncated_picture_an_eps_and_a_bomb_are_refused(serve, tmp_path):
 
 def test_one_unusable_query_does_not_spoil_its_batch(serve):
     embedder = fakes.FakeEmbedder()
-    client = serve(embedder=embedder, batch_wait_ms=500, batch=3)
+    client = serve(embedder=embedder, batch_wait_ms=0)
     warmed = len(embedder.batches)
+    embedder.entered.clear()
+    embedder.may_go.clear()
     answers = {}
 
     def send(words):
         answers[words] = ask(client, text=words).status_code
 
-    threads = [threading.Thread(target=send, args=(w,)) for w in ("one", "broken", "two")]
-    for thread in threads:
+    words = ("first", "one", "broken", "two")
+    threads = [threading.Thread(target=send, args=(one,)) for one in words]
+    threads[0].start()
+    assert embedder.entered.wait(60)
+    for thread in threads[1:]:  # while the device works, they gather
         thread.start()
+    fakes.until(lambda: client.service._batcher._queue.qsize() == 3)
+    embedder.may_go.set()
     for thread in threads:
         thread.join()
-    assert answers == {"one": 200, "broken": 422, "two": 200}
-    assert [len(batch) for batch in embedder.batches[warmed:]] == [3]
+    assert answers == {"first": 200, "one": 200, "broken": 422, "two": 200}
+    assert [len(batch) for batch in embedder.batches[warmed:]] == [1, 3]
 
 
 def test_entries_and_pictures_tell_no_path(serve, collection):
@@ -167,6 +174,7 @@ def test_entries_and_pictures_tell_no_path(serve, collection):
         "name": "name of b/sea.png",
         "text": "the sea at night",
         "image": True,
+        "gone": False,
     }
     made = client.get("/api/image", params={"id": "b/sea.png"})
     assert made.headers["content-type"] == "image/webp"
@@ -185,9 +193,9 @@ def test_a_picture_that_is_gone_is_told_without_its_path(serve, collection):
     client = serve(said=said)
     collection.entries[0].image.unlink()
     collection.entries[2].image.write_bytes(b"no picture any more")
-    for id in ("a/apple.png", "a/lime.png"):
+    for id, refusal in (("a/apple.png", (404, "gone")), ("a/lime.png", (409, "changed"))):
         answer = client.get("/api/image", params={"id": id})
-        assert (answer.status_code, answer.json()["code"]) == (409, "changed")
+        assert (answer.status_code, answer.json()["code"]) == refusal
         assert str(collection.folder) not in answer.text
     assert len(said) == 2
 
