@@ -44,6 +44,8 @@ def serve(collection):
         return client
 
     yield make
+    for client in clients:  # a test that failed meanwhile may have left it waiting
+        client.service.embedder.may_go.set()
     for client in clients:
         client.__exit__(None, None, None)
 

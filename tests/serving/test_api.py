@@ -128,6 +128,23 @@ def test_what_cannot_be_answered_is_refused_in_one_shape(serve, request_, status
     assert set(answer.json()) == {"error", "code"} and answer.json()["error"].endswith(".")
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"text": "\xff"}', b"[" * 100_000, b"{", b"", b'{"text": "x", "k": NaN}', b"\x00"]
+)
+def test_a_body_that_is_no_json_is_refused_in_the_same_shape(serve, body):
+    answer = serve().post("/api/search", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert set(answer.json()) == {"error", "code"}
+
+
+def test_an_instruction_that_nothing_has_read_is_not_told(serve):
+    client = serve(reranker=fakes.FakeReranker())
+    asked = {"like": "a/apple.png", "instruction": "Find it."}
+    assert ask(client, **asked).json()["instruction"] is None
+    assert ask(client, **asked, text="x").json()["instruction"] == "Find it."
+    assert ask(client, **asked, rerank=True).json()["instruction"] == "Find it."
+
+
 def test_a_truncated_picture_an_eps_and_a_bomb_are_refused(serve, tmp_path):
     client = serve(pixels=5000)
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"

@@ -102,7 +102,14 @@ def test_a_fault_of_the_guard_is_an_answer_like_any_other(serve, monkeypatch):
 
 def test_every_answer_keeps_a_browser_strict(serve):
     client = serve()
-    for path in ("/", "/app.js", "/api/collection", "/nothing", "/api/image?id=a/lime.png"):
+    for path in (
+        "/",
+        "/app.js",
+        "/picture.js",
+        "/api/collection",
+        "/nothing",
+        "/api/image?id=a/lime.png",
+    ):
         headers = client.get(path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy and "script-src 'self'" in policy
