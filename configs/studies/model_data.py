@@ -3,19 +3,21 @@
 marvel study run configs/studies/model_data.py --workdir runs/studies
 marvel study report runs/studies/model_data
 
-Every trial is a whole training from scratch, its learning rate down to zero at its end: 23 to 180
-thousand pairs of the same batch. A little more than an hour on two idle cores.
+Every trial is a whole training from scratch, its learning rate down to zero at its end: a width,
+and as many steps as it can make of some compute, 13 to 1,500 thousand pairs of the same batch. So
+the trials of one compute are an iso-FLOP curve. A little more than an hour on two idle cores.
 """
 
 from marvel_jax.recipes.recipe import Recipe
 from marvel_jax.recipes.stages import Evaluate, Train
 from marvel_jax.studies import emoji
-from marvel_jax.studies.axes import Axis
+from marvel_jax.studies.axes import Axis, Point
 from marvel_jax.studies.study import Metric, Size, Study
 from marvel_jax.studies.trial import Value
 
 HEAD, VISION_HEAD = 64, 32  # numbers of a head, of any width
 RATE, AT = 3e-3, 256  # the learning rate of a width
+TINY = 5.3e8  # operations; a step or two
 
 
 def width(value: Value) -> tuple[str, ...]:
@@ -40,18 +42,27 @@ def tiny_width(value: Value) -> tuple[str, ...]:
     return (f"{model}.hidden_size={value}", f"{model}.num_attention_heads={int(value) // 8}")
 
 
-def make(size: Size, *, width: Axis, steps: tuple[int, ...], seeds: tuple[int, ...]) -> Study:
+def make(size: Size, *, width: Axis, computes: tuple[float, ...], seeds: tuple[int, ...]) -> Study:
     """The study at a size."""
+    base = Recipe(
+        (
+            emoji.corpus(size),
+            Train("train", emoji.training(size, steps=1)),
+            Evaluate("evaluate", "train.model", emoji.CORPUS),
+        )
+    )
+
+    def steps(point: Point) -> tuple[str, ...]:
+        """Those that the width makes of the compute."""
+        train = base.with_settings(width.settings(point["width"])).stage("train")
+        assert isinstance(train, Train)
+        return (f"train.config.steps={emoji.steps_for(float(point['compute']), train.config)}",)
+
     return Study(
         question="What is a better use of the same compute: a larger model, or more data?",
-        base=Recipe(
-            (
-                emoji.corpus(size),
-                Train("train", emoji.training(size, steps=steps[-1])),
-                Evaluate("evaluate", "train.model", emoji.CORPUS),
-            )
-        ),
-        axes=(width, Axis("steps", "train.config.steps", steps)),
+        base=base,
+        axes=(width, Axis("compute", (), computes)),
+        joint=steps,
         seeds=seeds,
         metrics=(
             Metric("mean local"),
@@ -63,8 +74,10 @@ def make(size: Size, *, width: Axis, steps: tuple[int, ...], seeds: tuple[int, .
 
 study = make(
     "full",
-    width=Axis("width", width, (64, 128, 256, 384)),
-    steps=(175, 350, 700, 1400),
+    width=Axis("width", width, (64, 128, 192, 256, 384)),
+    computes=(7e12, 14e12, 28e12),
     seeds=(0, 1),
 )
-tiny = make("tiny", width=Axis("width", tiny_width, (16, 32)), steps=(1, 2), seeds=(0,))
+tiny = make(
+    "tiny", width=Axis("width", tiny_width, (16, 32)), computes=(TINY, 2 * TINY), seeds=(0,)
+)

@@ -115,7 +115,7 @@ SIZES: dict[str, Size] = {
     ),
     "small": Size(
         corpus=Emoji(CORPUS),
-        architecture=emoji.architecture(),
+        architecture=emoji.architecture(256),
         batch=256,
         least=32,
         scaled=True,

@@ -98,6 +98,14 @@ class Analysis:
         """The study's metrics, and whether more of each is better."""
         return {metric["name"]: metric["better"] for metric in self.study["metrics"]}
 
+    def along(self, axis: str, metric: str) -> tuple[list[Curve], list[Bars]]:
+        """The curves, or the bars, of a metric along an axis: one a setting of the other axes."""
+        asked = (axis, metric)
+        return (
+            [one for one in self.curves if (one.series.axis, one.series.metric) == asked],
+            [one for one in self.bars if (one.series.axis, one.series.metric) == asked],
+        )
+
     @property
     def absent(self) -> list[str]:
         """The metrics that no trial has."""

@@ -53,7 +53,8 @@ class Axis:
       name: for tables and plots: "batch".
       change: which fields of the recipe take the value, as `marvel run --set` names them:
         "train.config.data.global_batch", or several such. Where fields take other values than the
-        axis has, a function: value -> settings, ("train.config.steps=300", ...).
+        axis has, a function: value -> settings, ("train.config.steps=300", ...). (): none, for the
+        study's `joint` reads the value.
       values: the values, or a `Range` to draw from.
     """
 

@@ -11,8 +11,8 @@ from marvel_jax.studies.correlation import Correlation
 from marvel_jax.studies.extrapolation import Extrapolation
 from marvel_jax.studies.fit import Fit
 from marvel_jax.studies.points import Estimate, pooled_spread
-from marvel_jax.studies.series import Series, short
-from marvel_jax.studies.trial import Value
+from marvel_jax.studies.series import Series, level_means, short
+from marvel_jax.studies.settings import MANY, tell_many
 
 _TOLD_APART = 2.0  # standard deviations between seeds; less is luck often enough
 _MINUS = "\N{MINUS SIGN}"
@@ -23,26 +23,33 @@ COMPUTE, LOSS_AND_SCORE = "What compute buys", "Loss against score"
 
 
 class Finding(NamedTuple):
-    """A sentence, and what it is about: an axis, COMPUTE or LOSS_AND_SCORE."""
+    """A sentence, and what it is about: an axis, COMPUTE or LOSS_AND_SCORE.
+
+    details: a sentence for each setting of the other axes, where `sentence` is of many.
+    """
 
     about: str
     sentence: str
+    details: tuple[str, ...] = ()
 
 
 def findings(analysis: Analysis) -> list[Finding]:
     """The findings, in the order of the study's axes, then compute, then loss."""
-    alike: dict[object, list[Curve]] = {}
-    for number, curve in enumerate(analysis.curves):
-        alike.setdefault(_kind(curve) or number, []).append(curve)
     found = []
-    for curves in alike.values():
-        sentences = [tell_ends(curves)] if len(curves) > 1 else [tell_curve(curves[0])]
-        found += [Finding(curves[0].series.axis, sentence) for sentence in sentences]
-    found += [Finding(bars.series.axis, tell_bars(bars)) for bars in analysis.bars]
-    order = {axis: number for number, axis in enumerate(analysis.axes)}
-    found.sort(key=lambda one: order[one.about])
+    for axis in analysis.axes:
+        for metric in analysis.metrics:
+            curves, bars = analysis.along(axis, metric)
+            found += _of_settings(axis, [tell_curve(one) for one in curves], curves)
+            found += _of_settings(axis, [tell_bars(one) for one in bars], bars)
     found += [Finding(COMPUTE, tell) for one in analysis.compute if (tell := tell_compute(one))]
     return found + [Finding(LOSS_AND_SCORE, tell_loss(one)) for one in analysis.losses]
+
+
+def _of_settings(axis: str, told: list[str], settings: list[Curve] | list[Bars]) -> list[Finding]:
+    """A finding a setting of the other axes; of many settings, one for all of them."""
+    if len(told) <= MANY:
+        return [Finding(axis, sentence) for sentence in told]
+    return [Finding(axis, tell_many(settings), tuple(told))]
 
 
 def tell_curve(curve: Curve) -> str:
@@ -61,22 +68,6 @@ def tell_curve(curve: Curve) -> str:
         "log-quadratic": _tell_parabola,
     }[fit.shape](curve, fit)
     return f"{start}, {told}{_tell_extrapolation(curve)}{_left_out(curve)}"
-
-
-def tell_ends(curves: Sequence[Curve]) -> str:
-    """Curves along an axis of too few values for any shape: where each begins and ends."""
-    told, close = [], []
-    for series in (curve.series for curve in curves):
-        (first, low), (last, high) = _end_means(series)
-        told.append(f"{short(low)} to {short(high)} with {series.label}")
-        spread = _spread(series)
-        if spread is not None and abs(high - low) < _TOLD_APART * spread:
-            close.append(series.label)
-    doubt = f" Not told apart by their seeds: {', '.join(close)}." if close else ""
-    return (
-        f"{curves[0].series.metric} over {curves[0].series.axis}, from {short(first)} to "
-        f"{short(last)}: {', '.join(told)}.{doubt} No curve was fitted: {_unfitted(curves[0])}."
-    )
 
 
 def tell_bars(bars: Bars) -> str:
@@ -124,26 +115,10 @@ def tell_loss(one: LossAgainst) -> str:
     return told
 
 
-def level_means(series: Series) -> list[tuple[Value, float]]:
-    """Each value of the axis with the mean of its trials."""
-    values: dict[str, list[float]] = {}
-    for trial in series.trials:
-        values.setdefault(repr(trial.point[series.axis]), []).append(trial.metrics[series.metric])
-    return [(level, float(np.mean(values[repr(level)]))) for level in series.levels]
-
-
 def _start(series: Series) -> str:
     held = f" with {series.label}" if series.label else ""
     mixed = " (the other axes vary too)" if series.mixed else ""
     return f"{series.metric} over {series.axis}{held}{mixed}"
-
-
-def _kind(curve: Curve) -> tuple[object, ...] | None:
-    """What curves without a shape share that one sentence can tell of; None for any other."""
-    series = curve.series
-    if curve.choice is not None or series.mixed or series.missing or curve.left_out:
-        return None
-    return (series.axis, series.metric, tuple(series.levels), _unfitted(curve))
 
 
 def _unfitted(curve: Curve) -> str:
@@ -151,13 +126,9 @@ def _unfitted(curve: Curve) -> str:
     return fitted[0] if fitted else "no value of the axis is positive"
 
 
-def _end_means(series: Series) -> tuple[tuple[Value, float], tuple[Value, float]]:
-    pairs = sorted(level_means(series), key=lambda pair: float(pair[0]))
-    return pairs[0], pairs[-1]
-
-
 def _ends(series: Series) -> str:
-    (first, low), (last, high) = _end_means(series)
+    pairs = sorted(level_means(series), key=lambda pair: float(pair[0]))
+    (first, low), (last, high) = pairs[0], pairs[-1]
     change = high - low
     return (
         f"from {short(low)} at {short(first)} to {short(high)} at {short(last)}"
@@ -262,6 +233,6 @@ def _sign(text: str) -> str:
     return text.replace("-", _MINUS)
 
 
-def headline(found: Sequence[Finding], about: str) -> list[str]:
-    """The sentences of one axis, of COMPUTE or of LOSS_AND_SCORE."""
-    return [one.sentence for one in found if one.about == about]
+def of(found: Sequence[Finding], about: str) -> list[Finding]:
+    """The findings of one axis, of COMPUTE or of LOSS_AND_SCORE."""
+    return [one for one in found if one.about == about]

@@ -106,9 +106,10 @@ def compute_frontier(
     )
     placed = [group for group in groups if group.best is not None]
     if len(placed) < _LEAST:
+        curves = sum(isinstance(group.fit, Fit) for group in groups)
         reason = (
-            f"{len(placed)} of {len(groups)} computes have a best size inside the measured ones; "
-            f"a line through them asks for {_LEAST}"
+            f"of {len(groups)} computes {curves} have sizes enough for a curve, and {len(placed)} "
+            f"a best size inside the measured ones; a line through them asks for {_LEAST}"
         )
         return Frontier(groups, None, None, 0.0, reason)
     logs = np.log([group.flops for group in placed])

@@ -34,11 +34,13 @@ from marvel_jax.studies.findings import COMPUTE, LOSS_AND_SCORE
 from marvel_jax.studies.fit import Fit
 from marvel_jax.studies.frontier import Frontier
 from marvel_jax.studies.series import Series, is_number, short
+from marvel_jax.studies.settings import labels, nearest
 from marvel_jax.studies.trial import Trial
 
 _STEPS = 120
 _BARS_AT_ONCE = 4
 _LEGEND_ROWS = 8
+_LEGEND_LETTERS = 34  # of a label in two columns; a longer one has a row of its own
 
 
 class Plot(NamedTuple):
@@ -59,16 +61,16 @@ def draw_all(analysis: Analysis, folder: Path) -> list[Plot]:
       MarvelError: matplotlib is not installed.
     """
     plots: list[Plot] = []
+    first = {axis["name"]: axis["values"][0] for axis in analysis.study["axes"] if axis["values"]}
     for axis in analysis.axes:
         for metric in analysis.metrics:
-            curves = [
-                c for c in analysis.curves if (c.series.axis, c.series.metric) == (axis, metric)
-            ]
-            for some in _parts(curves, AT_ONCE):
-                plots.append(_draw_curves(some, folder, number=len(plots)))
-            bars = [b for b in analysis.bars if (b.series.axis, b.series.metric) == (axis, metric)]
-            for part in _parts(bars, _BARS_AT_ONCE):
-                plots.append(_draw_bars(part, folder, number=len(plots)))
+            curves, bars = analysis.along(axis, metric)
+            if curves:
+                drawn = nearest(curves, first, AT_ONCE)
+                plots.append(_draw_curves(drawn, folder, number=len(plots), of=len(curves)))
+            if bars:
+                part = nearest(bars, first, _BARS_AT_ONCE)
+                plots.append(_draw_bars(part, folder, number=len(plots), of=len(bars)))
     for one in analysis.compute:
         plots.append(_draw_front(one, folder, number=len(plots)))
         if one.frontier and any(isinstance(g.fit, Fit) for g in one.frontier.groups):
@@ -85,7 +87,7 @@ def better_label(metric: str, better: Better) -> str:
     return f"{metric} ({better} is better)"
 
 
-def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int) -> Plot:
+def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int, of: int) -> Plot:
     series = curves[0].series
     name = _name(number, series.axis, series.metric)
     every = [float(x) for c in curves for x in _places(c.series)]
@@ -96,8 +98,8 @@ def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int) -> Plot:
             axes.set_xlabel(series.axis)
             axes.set_xticks(sorted(set(every)), [short(x) for x in sorted(set(every))])
         axes.set_ylabel(better_label(series.metric, curves[0].better))
-        for place, curve in enumerate(curves):
-            _draw_curve(axes, curve, place)
+        for place, (curve, label) in enumerate(zip(curves, labels(curves), strict=True)):
+            _draw_curve(axes, curve, place, label)
         if any(isinstance(c.extrapolation, Extrapolation) for c in curves):
             axes.scatter([], [], s=110, facecolors="none", edgecolors=INK, label="held out")
             axes.scatter([], [], s=50, marker="x", color=INK, label="predicted without it")
@@ -107,12 +109,12 @@ def _draw_curves(curves: Sequence[Curve], folder: Path, *, number: int) -> Plot:
         series.axis,
         f"{series.metric} over {series.axis}{_held(curves)}: means of the seeds with bars of one "
         "standard deviation, the chosen curve with its 90% band (a dotted line at a peak that is "
-        "claimed), and in a ring the largest, which "
-        "a cross predicts from the others.",
+        "claimed), and in a ring the largest, which a cross predicts from the others."
+        f"{_left_away(len(curves), of)}",
     )
 
 
-def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
+def _draw_curve(axes: Any, curve: Curve, place: int, label: str) -> None:
     series, colour = curve.series, COLOURS[place]
     x, y = np.asarray(_places(series)), np.asarray(series.values)
     levels = np.unique(x)
@@ -120,7 +122,7 @@ def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
     spreads = [y[x == level].std(ddof=1) if (x == level).sum() > 1 else np.nan for level in levels]
     axes.errorbar(levels, means, yerr=spreads, fmt="none", ecolor=colour, capsize=3, elinewidth=1.2)
     scatter(axes, x, y, series.trials, s=12, color=colour, alpha=0.45, linewidths=0)
-    label = series.label or ("all trials" if series.mixed else "mean of the seeds")
+    label = label or ("all trials" if series.mixed else "mean of the seeds")
     axes.plot(levels, means, linestyle="none", marker=MARKERS[place], color=colour, label=label)
     if curve.choice and curve.points is not None:
         smooth = np.geomspace(curve.points.levels[0], curve.points.levels[-1], _STEPS)
@@ -137,14 +139,14 @@ def _draw_curve(axes: Any, curve: Curve, place: int) -> None:
         axes.scatter([found.x], [found.predicted.value], s=50, marker="x", color=colour, zorder=3)
 
 
-def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int) -> Plot:
+def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int, of: int) -> Plot:
     series = bars[0].series
     name = _name(number, series.axis, series.metric)
     words = list(dict.fromkeys(repr(level) for b in bars for level in b.series.levels))
-    labels = {repr(level): short(level) for b in bars for level in b.series.levels}
+    ticks = {repr(level): short(level) for b in bars for level in b.series.levels}
     width = 0.8 / len(bars)
     with plot(folder, name) as axes:
-        for place, one in enumerate(bars):
+        for place, (one, label) in enumerate(zip(bars, labels(bars), strict=True)):
             groups = [
                 [
                     t.metrics[series.metric]
@@ -168,7 +170,7 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int) -> Plot:
                 hatch=HATCHES[place],
                 capsize=3,
                 error_kw={"ecolor": INK, "elinewidth": 1.2},
-                label=one.series.label or None,
+                label=label or None,
             )
             offset = (place - (len(bars) - 1) / 2) * width
             at = [words.index(repr(t.point[series.axis])) + offset for t in one.series.trials]
@@ -176,7 +178,7 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int) -> Plot:
                 axes, at, one.series.values, one.series.trials, s=14, color="white",
                 edgecolors=INK, linewidths=0.8, zorder=3,
             )  # fmt: skip
-        axes.set_xticks(range(len(words)), [labels[word] for word in words])
+        axes.set_xticks(range(len(words)), [ticks[word] for word in words])
         axes.grid(False, axis="x")
         axes.set_xlabel(series.axis)
         axes.set_ylabel(better_label(series.metric, bars[0].better))
@@ -185,7 +187,7 @@ def _draw_bars(bars: Sequence[Bars], folder: Path, *, number: int) -> Plot:
         name,
         series.axis,
         f"{series.metric} by {series.axis}{_held(bars)}: means of the seeds with bars of one "
-        "standard deviation, and every trial as a dot.",
+        f"standard deviation, and every trial as a dot.{_left_away(len(bars), of)}",
     )
 
 
@@ -324,20 +326,23 @@ def _places(series: Series) -> list[float]:
 
 
 def _held(parts: Sequence[Curve] | Sequence[Bars]) -> str:
-    labels = [one.series.label for one in parts if one.series.label]
-    return f" with {'; '.join(labels)}" if len(labels) == 1 else ""
+    held = [one.series.label for one in parts if one.series.label]
+    return f" with {held[0]}" if len(held) == 1 else ""
 
 
-def _parts(all_of_them: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [all_of_them[start : start + size] for start in range(0, len(all_of_them), size)]
+def _left_away(drawn: int, of: int) -> str:
+    if drawn == of:
+        return ""
+    return f" Of {of} settings of the other axes the {drawn} nearest to the study's first."
 
 
 def _legend(axes: Any) -> None:
-    handles, _ = axes.get_legend_handles_labels()
+    handles, told = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        figure = axes.figure
-        columns = 1 + (len(handles) - 1) // _LEGEND_ROWS
-        figure.legend(loc="outside lower center", ncols=max(2, columns) if len(handles) > 2 else 2)
+        columns = max(2, 1 + (len(handles) - 1) // _LEGEND_ROWS)
+        if max(map(len, told)) > _LEGEND_LETTERS:
+            columns = 1
+        axes.figure.legend(loc="outside lower center", ncols=columns)
 
 
 def _name(number: int, about: str, metric: str) -> str:

@@ -16,7 +16,7 @@ import marvel_jax.retrieval
 from marvel_jax.files import atomic_folder, write_json, write_text
 from marvel_jax.studies.analysis import Analysis, Curve, analyse
 from marvel_jax.studies.canvas import run_url
-from marvel_jax.studies.findings import COMPUTE, LOSS_AND_SCORE, Finding, findings, headline
+from marvel_jax.studies.findings import COMPUTE, LOSS_AND_SCORE, Finding, findings, of
 from marvel_jax.studies.fit import FORMULAS, PARAMETERS, Fit, NotFitted
 from marvel_jax.studies.plots import Plot, draw_all
 from marvel_jax.studies.points import Estimate
@@ -69,7 +69,7 @@ def render(analysis: Analysis, found: list[Finding], plots: list[Plot], folder: 
     sections = [
         {
             "title": about,
-            "sentences": headline(found, about),
+            "findings": of(found, about),
             "plots": [plot for plot in plots if plot.about == about],
             "curves": [curve for curve in analysis.curves if curve.series.axis == about],
         }
@@ -80,7 +80,7 @@ def render(analysis: Analysis, found: list[Finding], plots: list[Plot], folder: 
         study=analysis.study,
         question=analysis.study.get("question", ""),
         values={axis["name"]: _values(axis["values"]) for axis in analysis.study["axes"]},
-        sections=[one for one in sections if one["sentences"] or one["plots"]],
+        sections=[one for one in sections if one["findings"] or one["plots"]],
         drawings=drawings,
         columns=_columns(analysis),
         run_url=run_url,

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from marvel_jax.errors import MarvelError
 from marvel_jax.studies.trial import Trial, Value
 
@@ -77,6 +79,14 @@ def series_of(
         return found
     mixed = _series(trials, axis=axis, metric=metric, others={}, mixed=len(names) > 0)
     return [mixed] if mixed.trials else []
+
+
+def level_means(series: Series) -> list[tuple[Value, float]]:
+    """Each value of the axis with the mean of its trials."""
+    values: dict[str, list[float]] = {}
+    for trial in series.trials:
+        values.setdefault(repr(trial.point[series.axis]), []).append(trial.metrics[series.metric])
+    return [(level, float(np.mean(values[repr(level)]))) for level in series.levels]
 
 
 def is_number(values: Sequence[Any]) -> bool:

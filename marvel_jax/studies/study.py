@@ -45,6 +45,8 @@ class Study:
       seeds: each point is tried with each of them.
       seeded: the fields that take the seed; None: `config.seed` of every training.
       only: points that it is false of are left out.
+      joint: settings that several axes decide together, of a point, after those of each axis: the
+        steps that a width trains with some compute.
       question: what is asked, in a sentence, for the report.
 
     Raises:
@@ -58,6 +60,7 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     seeded: tuple[str, ...] | None = None
     only: Callable[[Point], bool] | None = None
+    joint: Callable[[Point], Sequence[str]] | None = None
     question: str = ""
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class Study:
         changes = [
             setting for axis in self.axes for setting in axis.settings(task.point[axis.name])
         ]
+        if self.joint is not None:
+            changes += self.joint(task.point)
         seeded = self.seeded
         if seeded is None:
             trained = [stage.name for stage in self.base.stages if isinstance(stage, Train)]

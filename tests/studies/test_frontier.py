@@ -32,7 +32,11 @@ def test_the_best_size_grows_as_the_law_has_it():
 
 def test_groups_that_have_no_best_size_say_why():
     found = compute_frontier(COMPUTE, SIZES, SIZES**-0.3, better="lower")  # data does nothing
-    assert found.exponent is None and "0 of 11 computes" in found.reason
+    assert (
+        found.exponent is None
+        and "of 11 computes" in found.reason
+        and "and 0 a best size" in found.reason
+    )
     assert all(group.best is None and group.reason for group in found.groups)
 
 

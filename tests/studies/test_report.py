@@ -13,8 +13,9 @@ import pytest
 from marvel_jax.errors import MarvelError
 from marvel_jax.studies import canvas
 from marvel_jax.studies.analysis import analyse
-from marvel_jax.studies.findings import COMPUTE, LOSS_AND_SCORE, findings, headline
+from marvel_jax.studies.findings import COMPUTE, LOSS_AND_SCORE, findings, of
 from marvel_jax.studies.series import series_of, short
+from marvel_jax.studies.settings import nearest
 from marvel_jax.studies.trial import Trial
 from tests.studies.invented_study import batch_study, model_data_study, write_study
 
@@ -95,10 +96,11 @@ def test_the_findings_are_in_the_page_and_in_strict_json(report):
 
 def test_a_peak_and_simpsons_trap_are_told_in_words(study):
     found = findings(analyse(study))
-    first = headline(found, "batch")[0]
+    first = of(found, "batch")[0].sentence
     assert "best near" in first and "more is not better" in first
-    assert "Beware" in headline(found, LOSS_AND_SCORE)[0]
-    assert any("in <b>bold</b> is best" in sentence for sentence in headline(found, "negatives"))
+    assert "Beware" in of(found, LOSS_AND_SCORE)[0].sentence
+    (negatives, *_) = of(found, "negatives")
+    assert any("in <b>bold</b> is best" in detail for detail in negatives.details)
 
 
 def test_compute_and_size_make_a_frontier(tmp_path):
@@ -106,7 +108,7 @@ def test_compute_and_size_make_a_frontier(tmp_path):
     by_metric = {one.metric: one for one in analysis.compute}
     exponent = by_metric["loss"].frontier.exponent
     assert exponent.value == pytest.approx(0.35 / 0.65, abs=0.05)
-    assert "C^0.5" in " ".join(headline(findings(analysis), COMPUTE))
+    assert "C^0.5" in " ".join([one.sentence for one in of(findings(analysis), COMPUTE)])
     errors = [
         curve.extrapolation.relative for curve in analysis.curves if curve.series.metric == "loss"
     ]
@@ -139,27 +141,56 @@ def test_what_a_curve_cannot_hold_is_told(tmp_path):
         measure=measure,
     )
     analysis = analyse(folder)
-    (told,) = headline(findings(analysis), "negatives")
+    ((_, told, _),) = of(findings(analysis), "negatives")
     assert "No curve was fitted: 2 different x" in told
     assert "2 trials at 0 or below" in told and "2 trials have no finite score" in told
     assert analysis.absent == ["speed"]
 
 
-def test_an_axis_of_two_values_is_one_sentence_a_metric(tmp_path):
-    grid = [{"steps": steps, "pool": pool} for steps in (350, 1400) for pool in (100, 200, 300)]
-    gains = {100: 0.2, 200: 0.1, 300: 0.0}
+@needs_matplotlib
+def test_of_many_settings_there_is_one_sentence_and_one_plot(tmp_path):
+    levels, gains = (350, 700, 1400), {100: 0.2, 200: 0.1, 300: 0.0, 400: -0.1}
+    kinds = ("mean", "last")
     folder = write_study(
-        tmp_path / "two",
-        axes={"steps": [350, 1400], "pool": [100, 200, 300]},
+        tmp_path / "many",
+        axes={"kind": list(kinds), "steps": list(levels), "pool": list(gains)},
         metrics={"score": "higher"},
-        points=grid,
+        points=[
+            {"kind": kind, "steps": steps, "pool": pool}
+            for kind in kinds
+            for steps in levels
+            for pool in gains
+        ],
         measure=lambda point, noise: {
-            "score": 0.5 + gains[point["pool"]] * (point["steps"] == 1400) + 0.001 * noise
+            "score": 0.5
+            + gains[point["pool"]] * np.log2(point["steps"] / 350) / 2
+            + 0.05 * (point["kind"] == "mean" and point["pool"] > 100)
+            - 0.05 * (point["kind"] == "mean" and point["pool"] == 100)
+            + 1e-5 * noise
         },
     )
-    (told,) = headline(findings(analyse(folder)), "steps")
-    assert told.startswith("score over steps, from 350 to 1,400: 0.5 to 0.701 with pool=100, ")
-    assert "Not told apart by their seeds: pool=300. No curve was fitted: 2 different x" in told
+    analysis = analyse(folder)
+    found = findings(analysis)
+    (steps,) = of(found, "steps")
+    assert (
+        "in 8 settings of the other axes, from 350 to 1,400 it changes by +0.05" in steps.sentence
+    )
+    assert "by \N{MINUS SIGN}0.1 with kind=" in steps.sentence and len(steps.details) == 8
+    assert all(detail.startswith("score over steps with kind=") for detail in steps.details)
+    (kind,) = of(found, "kind")
+    assert "in 12 settings of the other axes, best is mean in 9, last in 3." in kind.sentence
+    assert "lie 0.05 in the middle" in kind.sentence
+    from marvel_jax.studies.plots import draw_all
+
+    drawn = [plot for plot in draw_all(analysis, tmp_path) if plot.about in ("kind", "steps")]
+    assert [plot.about for plot in drawn] == ["kind", "steps"]
+    assert "Of 12 settings of the other axes the 4 nearest" in drawn[0].caption
+    curves = [curve for curve in analysis.curves if curve.series.axis == "steps"]
+    first = {"kind": "mean", "steps": 350, "pool": 100}
+    assert [one.series.label for one in nearest(curves, first, 5)] == [
+        *("kind=mean, pool=100", "kind=mean, pool=200", "kind=mean, pool=300"),
+        *("kind=mean, pool=400", "kind=last, pool=100"),
+    ]
 
 
 def test_a_random_design_is_one_curve_over_all_trials():

@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from marvel_jax.files import read_json
 from marvel_jax.recipes.stages import Emoji, Train
+from marvel_jax.studies.frontier import group_by_compute
 from marvel_jax.studies.run import planned
 from marvel_jax.studies.study import load_study
+from marvel_jax.training.flops import Work, step_flops
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 TRIALS = {  # full, tiny
     "batch_negatives": (30, 4),
-    "model_data": (32, 4),
+    "model_data": (30, 4),
     "dimension_type_scann": (70, 12),
     "pool_size": (36, 4),
 }
@@ -42,6 +45,22 @@ def test_every_batch_sees_as_many_pairs():
     assert {config.data.global_batch for config in configs} == {32, 64, 128, 256, 512}
     # The first round and what is mined with it are the same for all.
     assert len({one.keyed.folders["mine"] for one in trials}) == 1
+
+
+def test_the_widths_of_a_compute_are_one_iso_flop_curve():
+    trials = planned(load_study(STUDIES / "model_data.py"))
+    spent = []
+    for one in trials:
+        stage = one.recipe.stage("train")
+        assert isinstance(stage, Train)
+        # Other work than the study reckons with: longer texts, fewer pictures, as other steps have.
+        work = Work(tokens=4200, token_pairs=80_000, patches=1500, patch_pairs=20_000)
+        step = step_flops(stage.config.model.scratch, work, queries=128, candidates=128)
+        spent.append(step * stage.config.steps)
+    groups = group_by_compute(np.asarray(spent))
+    assert [len(group) for group in groups] == [10, 10, 10]  # 5 widths, 2 seeds
+    for group in groups:
+        assert {trials[row].task.point["width"] for row in group} == {64, 128, 192, 256, 384}
 
 
 def test_the_7b_is_trained_on_every_query_once():
