@@ -41,6 +41,7 @@ CORPUS = "corpus.mbeir"
 ASKED = "asked.mbeir"
 TOP = 20  # candidates of a list that the reranker sees
 POOLS = ("local", "global")
+RATE = emoji.learning_rate(emoji.WIDTH)
 PAIR_ROW = RowShape(tokens=192, patches=64, items=4)
 
 start = emoji.train_config(CORPUS)
@@ -131,7 +132,7 @@ def distillation(*, text: float) -> TrainConfig:
     )
     return training(
         "hard.model",
-        steps=round(180 / (1 - text)),  # as many lists with text as without
+        steps=round(240 / (1 - text)),  # as many lists with text as without
         rate=3e-4,
         of_data={
             "path": None,
@@ -149,12 +150,16 @@ def distillation(*, text: float) -> TrainConfig:
 recipe = Recipe(
     (
         Emoji("corpus"),
-        Train("text", emoji.of_texts(start)),
+        Train("text", emoji.of_texts(start, width=emoji.WIDTH, steps=400)),
         Train(
             "captions",
-            emoji.of_pictures(dataclasses.replace(start, model=ModelConfig(source="text.model"))),
+            emoji.of_pictures(
+                dataclasses.replace(start, model=ModelConfig(source="text.model")),
+                width=emoji.WIDTH,
+                steps=2000,
+            ),
         ),
-        Train("instruct", training("captions.model", steps=2400, rate=3e-3, of_data={})),
+        Train("instruct", training("captions.model", steps=5000, rate=RATE, of_data={})),
         Evaluate("evaluate-instruct", "instruct.model", CORPUS),
         Subset("asked", CORPUS, most=10_000),
         Mine(
@@ -169,8 +174,8 @@ recipe = Recipe(
             "hard",
             training(
                 "instruct.model",
-                steps=500,
-                rate=1e-3,
+                steps=1000,
+                rate=RATE / 3,
                 of_data={"path": ASKED, "mined": "mine.negatives", "hard_negatives": 2},
                 loss=dataclasses.replace(start.loss, symmetric=False),
             ),
@@ -190,12 +195,12 @@ recipe = Recipe(
         ),
         Train(
             "reranker-easy",
-            reranking("deeper.model", lists="random", steps=1100, rate=5e-4, top=None),
+            reranking("deeper.model", lists="random", steps=1600, rate=5e-4, top=None),
         ),
         found("reranker-lists", by="instruct.model", vectors="mine.vectors"),
         Train(
             "reranker",
-            reranking("reranker-easy.model", lists="reranker-lists", steps=300, rate=3e-4),
+            reranking("reranker-easy.model", lists="reranker-lists", steps=500, rate=3e-4),
         ),
         Subset("some", CORPUS, most=300),
         Mine(
@@ -224,7 +229,7 @@ recipe = Recipe(
         found("reranker-plus-lists", by="distill.model"),
         Train(
             "reranker-plus",
-            reranking("reranker.model", lists="reranker-plus-lists", steps=300, rate=3e-4),
+            reranking("reranker.model", lists="reranker-plus-lists", steps=500, rate=3e-4),
         ),
         Subset("fitted", CORPUS, split="test", last=1 / 3, most=100),
         *lists_and_scores("fitted", folder="fitted.mbeir"),

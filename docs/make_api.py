@@ -26,7 +26,8 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Stores and collections": {
         "retrieval.store": ("VectorStore",),
-        "collection.build": ("build_collection", "BuildOptions", "Built"),
+        "collection.build": ("build_collection", "Built"),
+        "collection.options": ("BuildOptions",),
         "collection.collection": ("Collection", "Found", "Hit"),
     },
     "Training": {

@@ -198,10 +198,7 @@ def evaluate(
             "--exact-only": exact_only,
             "--all-instructions": all_instructions,
             "--held-out": held_out,
-            "--reranker": reranker,
-            "--weights": weights,
             "--fit-split": fit_split,
-            "--prompt": prompt,
         }
         return evaluate_on(
             model,
@@ -213,6 +210,9 @@ def evaluate(
             dimension=dimension,
             compute=compute,
             tolerate=tolerate,
+            reranker=with_reranker(
+                reranker, top=top, weights=weights, fit_split=None, prompt=prompt
+            ),
             unused=[flag for flag, value in unused.items() if value],
         )
     return evaluate_model(

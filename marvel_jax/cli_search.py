@@ -32,7 +32,11 @@ def index(
         Path | None, arg(help="Queries and their answers to keep with it, for --judge.")
     ] = None,
     again: Annotated[
-        bool, arg(help="Accept another model or source than the collection's; it is replaced.")
+        bool,
+        arg(
+            help="Make it anew: of another model or source, with another --compute or without an "
+            "option that it was made with."
+        ),
     ] = False,
     tolerate: Annotated[
         int, arg(help="Files that may fail; the collection is made without them in any case.")
@@ -42,8 +46,9 @@ def index(
         tuple[int, ...] | None, arg(help="Widths to search it in besides the whole vectors'.")
     ] = None,
     compute: Annotated[
-        Literal["float32", "bfloat16"], arg(help="What the collection's model computes in.")
-    ] = "float32",
+        Literal["float32", "bfloat16"] | None,
+        arg(help="What the collection's model computes in; float32 for a new one."),
+    ] = None,
     batch_tokens: Annotated[int, arg(help="Tokens of a forward pass on a device.")] = 4096,
     target_recall: Annotated[
         float | None, arg(help="Tune the setting until so much of the exact ten is found: 0.99.")
@@ -63,8 +68,8 @@ def index(
 ) -> Outcome:
     """Builds a ScaNN index over a vector store, or a collection; a killed run goes on.
 
-    A collection that is there is brought up to date: only new content is encoded. What cannot be
-    used is listed in it.
+    A collection that is there is brought up to date: only new content is encoded, and an option
+    left out is as it was made with. What cannot be used is listed in it.
     """
     if model is not None:
         from marvel_jax.collection.build import BuildOptions
@@ -83,10 +88,11 @@ def index(
             of="the index of a vector store, not for a collection",
         )
         options = BuildOptions(
-            roots=root,
-            captions=captions,
+            # A flag that is not given is left out: it is then as the collection has it.
+            roots=root or None,
+            captions=captions or None,
             again=again,
-            scann=scann,
+            scann=scann or None,
             dimensions=dimensions,
             compute=compute,
             batch_tokens=batch_tokens,
@@ -106,6 +112,7 @@ def index(
             "--tolerate": tolerate or None,
             "--scann": scann,
             "--dimensions": dimensions,
+            "--compute": compute,
         },
         of="a collection, made with --model",
     )

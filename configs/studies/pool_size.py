@@ -3,8 +3,8 @@
 marvel study run configs/studies/pool_size.py --workdir runs/studies
 marvel study report runs/studies/pool_size
 
-Each query is asked of a drawn pool and of its own right answers; the seeds draw the pools, and the
-largest is the whole of it. About ten minutes on two idle cores.
+Each query is asked of a drawn pool and of its own right answers; the seeds draw the pools, of which
+the largest has nearly all of the 20,072 candidates. About ten minutes on two idle cores.
 """
 
 from marvel_jax.recipes.recipe import Recipe

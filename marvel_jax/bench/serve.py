@@ -25,6 +25,7 @@ from marvel_jax.errors import MarvelError
 Say = Callable[[str], None]
 _START_SECONDS = 900.0  # compiling on a slow machine
 _WARM = 32
+_PAUSE = 0.05  # seconds of a client that got no answer: a server that is gone is not stormed
 _MIB = 2**20
 
 
@@ -55,6 +56,7 @@ class _Told:
     seconds: list[float] = field(default_factory=list)
     faults: int = 0
     refused: int = 0
+    lost: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, status: int, seconds: float) -> None:
@@ -63,6 +65,10 @@ class _Told:
             self.refused += 400 <= status < 500
             if status == 200:
                 self.seconds.append(seconds)
+
+    def add_lost(self) -> None:
+        with self.lock:
+            self.lost += 1
 
 
 def run(options: ServeOptions, *, say: Say = lambda line: None) -> dict[str, Any]:
@@ -91,6 +97,7 @@ def run(options: ServeOptions, *, say: Say = lambda line: None) -> dict[str, Any
         **_figures(told.seconds, seconds),
         "5xx": told.faults,
         "4xx": told.refused,
+        "no_answer": told.lost,
         "memory_start_mib": before,
         "memory_end_mib": after,
     }
@@ -175,7 +182,7 @@ def _load(
     seconds: float = float("inf"),
     most: int | None = None,
 ) -> tuple[_Told, float]:
-    """Asks until the time is over, or `most` queries are answered."""
+    """Asks until the time is over, or `most` queries were sent."""
     told, numbers = _Told(), itertools.count()
     until = time.monotonic() + seconds
 
@@ -186,10 +193,18 @@ def _load(
                 break
             body = json.dumps({"text": queries[number % len(queries)], "k": k})
             began = time.perf_counter()
-            connection.request("POST", "/api/search", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            told.add(answer.status, time.perf_counter() - began)
+            try:
+                connection.request(
+                    "POST", "/api/search", body, {"Content-Type": "application/json"}
+                )
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):
+                told.add_lost()
+                connection.close()  # the next request opens another
+                time.sleep(_PAUSE)
+            else:
+                told.add(answer.status, time.perf_counter() - began)
         connection.close()
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]

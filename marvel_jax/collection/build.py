@@ -7,7 +7,6 @@ vector and was encoded once. The version before stays in place until the new one
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,10 @@ from marvel_jax.collection import versions, write
 from marvel_jax.collection.changes import Changes, compare
 from marvel_jax.collection.entry import entry_record, item_of, kind_of
 from marvel_jax.collection.fresh import Place, encode_fresh, left_parts, places_of
-from marvel_jax.collection.manifest import CollectionManifest, Prompts
+from marvel_jax.collection.instructions import Prompts
+from marvel_jax.collection.manifest import CollectionManifest
+from marvel_jax.collection.options import COMPUTE, settle
+from marvel_jax.collection.options import BuildOptions as BuildOptions
 from marvel_jax.collection.source import Failure, Read, Source, find_source
 from marvel_jax.data.mbeir import read_instructions
 from marvel_jax.errors import MarvelError
@@ -31,24 +33,6 @@ _NAMED = 5
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """How a collection is made.
-
-    roots, captions: see `source.find_source`. again: what is there may be another model's or
-    another source's; what this model encoded is still used. scann: build an index however small.
-    dimensions: see `write.dimensions_of`. compute: the type of weights and matmuls.
-    """
-
-    roots: tuple[Path, ...] = ()
-    captions: bool = False
-    again: bool = False
-    scann: bool = False
-    dimensions: tuple[int, ...] | None = None
-    compute: str = "float32"
-    batch_tokens: int = 4096
 
 
 class Built(NamedTuple):
@@ -90,7 +74,7 @@ def build_collection(
       what: see `source.find_source`.
       out: the collection's folder.
       model: a Hugging Face folder or a Hub id, which the collection keeps.
-      options: how.
+      options: how; what is left out is as it was made before.
       embedder: the model, where it is loaded already.
       reuse: a store of the same model whose ids are those of `what`, made of the same content.
       labelled: a jsonl of queries and their answers to keep with it (see `judge`); None keeps the
@@ -105,18 +89,23 @@ def build_collection(
         made otherwise; or another process is at it.
     """
     options = BuildOptions() if options is None else options
-    source = find_source(what, roots=options.roots, captions=options.captions, apart=out)
+    source = find_source(
+        what, roots=options.roots or (), captions=bool(options.captions), apart=out
+    )
     if out.exists() and not versions.is_collection(out) and not _is_begun(out):
         raise MarvelError(f"{out} exists and is not a collection: choose another folder.")
     with versions.locked(out):
         before = _before(out)
         if before is not None and not options.again:
-            _require_same_source(before.manifest, source, out)
+            _require_same_source(before.manifest, source, options.captions, out)
+        asked, options = options, settle(options, before and before.manifest, out)
+        source = source.under(options.roots or (), captions=bool(options.captions))
         rows, failures = _read(source, reading)
         if embedder is None:
-            embedder = Embedder.from_pretrained(model, dtype=options.compute)
+            embedder = Embedder.from_pretrained(model, dtype=options.compute or COMPUTE)
         fields = embedder.manifest_fields()
-        known = _known(out, before, fields, again=options.again)
+        parts = versions.encoded(out) / (options.compute or COMPUTE)
+        known = left_parts(parts, fields) | _known(out, before, fields, options)
         if reuse is not None:
             reuse.require(**fields)
             by_id = places_of(reuse)
@@ -125,7 +114,7 @@ def build_collection(
         encoded = encode_fresh(
             embedder,
             list(fresh.values()),
-            versions.encoded(out),
+            parts,
             batch_tokens=options.batch_tokens,
             progress=encoding,
             tally=tally,
@@ -149,6 +138,7 @@ def build_collection(
             model=_model_name(model),
             embedder=embedder,
             options=options,
+            asked=asked,
             labelled=labelled,
             encoded=len(encoded.places),
             say=say,
@@ -166,6 +156,7 @@ def _finish(
     model: str,
     embedder: Embedder,
     options: BuildOptions,
+    asked: BuildOptions,
     labelled: Path | None,
     encoded: int,
     say: Say,
@@ -188,7 +179,7 @@ def _finish(
     manifest = CollectionManifest(
         model=model,
         embedder=fields,
-        compute=options.compute,
+        compute=options.compute or COMPUTE,
         source=str(source.path),
         source_kind=source.kind,
         captions=source.captions,
@@ -200,7 +191,15 @@ def _finish(
         left_out=dict(source.left_out),
         changes=changes._asdict(),
         dimensions=write.dimensions_of(options.dimensions, embedder.dimension, len(rows)),
-        has_scann=write.wants_scann(len(rows), embedder.dimension, asked=options.scann, say=say),
+        has_scann=write.wants_scann(
+            len(rows),
+            embedder.dimension,
+            asked=bool(options.scann),
+            must=bool(asked.scann),
+            say=say,
+        ),
+        asked_dimensions=options.dimensions,
+        asked_scann=bool(options.scann),
         built=datetime.now(UTC).isoformat(timespec="seconds"),
         instructions=_prompts(source),
     )
@@ -238,10 +237,12 @@ def _is_begun(out: Path) -> bool:
     )
 
 
-def _require_same_source(found: CollectionManifest, source: Source, out: Path) -> None:
+def _require_same_source(
+    found: CollectionManifest, source: Source, captions: bool | None, out: Path
+) -> None:
     for name, there, here in (
         ("made of", found.source, str(source.path)),
-        ("made with captions", found.captions, source.captions),
+        ("made with captions", found.captions, found.captions if captions is None else captions),
     ):
         if there != here:
             raise MarvelError(
@@ -251,28 +252,27 @@ def _require_same_source(found: CollectionManifest, source: Source, out: Path) -
 
 
 def _known(
-    out: Path, before: _Before | None, fields: Mapping[str, Any], *, again: bool
+    out: Path, before: _Before | None, fields: Mapping[str, Any], options: BuildOptions
 ) -> dict[str, Place]:
-    """Vectors by content that this embedder made before, of the version there and of a killed run.
+    """Vectors by content of the version there, if this embedder made them.
 
     Raises:
-      MarvelError: the version there is another embedder's, and that is not accepted.
+      MarvelError: another made them, and that is not accepted.
     """
-    known = left_parts(versions.encoded(out), fields)
     if before is None:
-        return known
+        return {}
     different = [name for name in fields if before.manifest.embedder.get(name) != fields[name]]
-    if different and not again:
+    if different and not options.again:
         name = different[0]
         raise MarvelError(
             f"{out} was made with {name}={before.manifest.embedder.get(name)!r}, and this model "
             f"has {name}={fields[name]!r}: vectors of both cannot be searched together. Use "
             f"{before.manifest.model}, choose another --out, or encode all of it --again."
         )
-    if not different:
-        store = VectorStore.open(before.folder / write.STORE)
-        known |= places_of(store, [record["content"] for record in before.records])
-    return known
+    if different or before.manifest.compute != options.compute:
+        return {}
+    store = VectorStore.open(before.folder / write.STORE)
+    return places_of(store, [record["content"] for record in before.records])
 
 
 def _read(source: Source, progress: Progress | None) -> tuple[list[Read], list[Failure]]:

@@ -11,7 +11,7 @@ answer. Nor are a picture and its name. Only the hits at hand are compared, so i
 grows with the collection.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,26 +42,43 @@ def shown_of(record: Mapping[str, Any]) -> Shown:
     return Shown(record["content"], texts, len(texts) < len(record["parts"]))
 
 
-def fold_copies(hits: Sequence[Shown], vectors: np.ndarray) -> list[Group]:
-    """Groups of copies in the order of their first; `vectors` [n, D] are the hits'.
+def fold_copies(
+    hits: Iterable[tuple[Shown, np.ndarray]], *, most: int | None = None
+) -> list[Group]:
+    """Groups of copies in the order of their first.
 
     Every hit is compared with the first of each group before it, and joins the first group that it
-    is a copy of.
+    is a copy of. Memory grows with the groups and not with the hits.
+
+    Args:
+      hits: what each shows, and its unit vector [D].
+      most: groups to make; what is no copy of theirs is passed over.
     """
-    wide = vectors.astype(np.float64)
-    cosines = wide @ wide.T
+    firsts: list[_First] = []
     groups: dict[int, list[int]] = {}
-    for place, hit in enumerate(hits):
-        for first, copies in groups.items():
-            if _are_copies(hits[first], hit, float(cosines[first, place])):
-                copies.append(place)
+    for place, (shown, vector) in enumerate(hits):
+        wide = vector.astype(np.float64)
+        for first in firsts:
+            if _are_copies(first, shown, wide):
+                groups[first.place].append(place)
                 break
         else:
-            groups[place] = []
+            if most is None or len(firsts) < most:
+                firsts.append(_First(place, shown, wide))
+                groups[place] = []
     return [Group(first, tuple(copies)) for first, copies in groups.items()]
 
 
-def _are_copies(one: Shown, other: Shown, cosine: float) -> bool:
+class _First(NamedTuple):
+    place: int
+    shown: Shown
+    vector: np.ndarray
+
+
+def _are_copies(first: _First, other: Shown, vector: np.ndarray) -> bool:
+    one = first.shown
     if one.content == other.content:
         return True
-    return one.pictured and other.pictured and one.texts == other.texts and cosine >= SAME_PICTURE
+    if not (one.pictured and other.pictured and one.texts == other.texts):
+        return False
+    return float(first.vector @ vector) >= SAME_PICTURE

@@ -4,7 +4,7 @@ Reading is safe among threads. What is open stays readable while a new version t
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from marvel_jax.collection import versions, write
-from marvel_jax.collection.collapse import Group, fold_copies, shown_of
+from marvel_jax.collection.collapse import Group, Shown, fold_copies, shown_of
 from marvel_jax.collection.entry import KINDS, Entry, Kind, check_kind, entry_of
 from marvel_jax.collection.instructions import presets
 from marvel_jax.collection.manifest import CollectionManifest
@@ -26,8 +26,10 @@ from marvel_jax.retrieval.store import Progress, VectorStore
 
 METHODS = ("exact", "scann")
 _SPARE = 16  # hits beyond k, so that copies folded together leave k
-_WIDER = 4  # times as many are asked of an index whose answers were of the wrong kind
-_FEW = 1000  # that an index is asked for in any case
+_WIDER = 4  # times as many are asked for where copies, or the wrong kind, left too few
+_FEW = 1024  # that an index is asked for in any case
+_BLOCK = 1024  # hits whose vectors are looked at together
+_PAGE = 8192  # rows of an exact search, which holds the vectors of all that it finds
 
 
 class Hit(NamedTuple):
@@ -133,16 +135,16 @@ class Collection:
         """A jsonl of id, file and error of everything that could not be indexed."""
         return self.version / write.FAILURES
 
-    def entry(self, row: int) -> Entry:
-        """What a row shows.
+    def entry(self, row: int, *, gone: bool = False) -> Entry:
+        """What a row shows; with `gone`, without a picture whose path now leads out of the roots.
 
         Raises:
-          MarvelError: there is no such row, or its picture's path now leads out of the roots.
+          MarvelError: there is no such row, or a picture's path leads out and that is not accepted.
         """
         if not 0 <= row < len(self):
             raise MarvelError(f"{self.folder}: no row {row}: there are {len(self)}, from 0 on.")
         where = f"{self.folder}, row {row}"
-        return entry_of(self._lines[row], roots=self._roots, where=where)
+        return entry_of(self._lines[row], roots=self._roots, where=where, gone=gone)
 
     def row_of(self, id: str) -> int:
         """The row of an id.
@@ -205,23 +207,36 @@ class Collection:
         size = len(self) if rows is None else len(rows)
         if not size or not len(queries):
             return [Found((), 0.0, None) for _ in queries]
-        # Rounded up to a power of two: each number of results is a compilation of the search.
-        most = min(size, 1 << (2 * k + _SPARE - 1 if collapse else k - 1).bit_length())
-        started = time.perf_counter()
-        if method == "scann":
-            top = self._approximate(queries, most, rows)
-        else:
-            top = top_k(queries, self._stores[width], most, subset=rows)
-        milliseconds = 1e3 * (time.perf_counter() - started)
+        # A power of two: each number of results is a compilation of the search.
+        padded = min(size, 1 << (2 * k + _SPARE - 1 if collapse else k - 1).bit_length())
+        asked = min(k, size)
+        hits: list[tuple[Hit, ...]] = [()] * len(queries)
+        nearest = TopK(
+            np.full((len(queries), asked), -np.inf, np.float32),
+            np.full((len(queries), asked), -1, np.int32),
+        )
+        left, most, seconds = list(range(len(queries))), padded, 0.0
+        while left:
+            started = time.perf_counter()
+            if method == "scann":
+                top = self._approximate(queries[left], most, rows)
+            else:
+                top = _exact(queries[left], self._stores[width], most, rows)
+            seconds += time.perf_counter() - started
+            nearest.scores[left] = top.scores[:, :asked]
+            nearest.indices[left] = top.indices[:, :asked]
+            for place, found, scores in zip(left, top.indices, top.scores, strict=True):
+                hits[place] = self._hits(found, scores, k, fold=collapse)
+            # However many copies one picture has, k others are found if there are so many.
+            left = [place for place in left if most < size and len(hits[place]) < k]
+            most = min(size, _WIDER * most)
         recalls: Sequence[float | None] = [None] * len(queries)
         if compare and (method == "scann" or width != self.manifest.dimension):
-            asked = min(k, size)
-            exact = top_k(queries, self._store, asked, subset=rows)
-            first = TopK(top.scores[:, :asked], top.indices[:, :asked])
-            recalls = recall_against_exact(first, exact).tolist()
+            exact = _exact(queries, self._store, padded, rows)
+            best = TopK(exact.scores[:, :asked], exact.indices[:, :asked])
+            recalls = recall_against_exact(nearest, best).tolist()
         return [
-            Found(self._hits(found, scores, k, fold=collapse), milliseconds, recall)
-            for found, scores, recall in zip(top.indices, top.scores, recalls, strict=True)
+            Found(own, 1e3 * seconds, recall) for own, recall in zip(hits, recalls, strict=True)
         ]
 
     def _check(self, *, k: int, kind: str | None, method: str, dimension: int | None) -> int:
@@ -251,17 +266,20 @@ class Collection:
     def _approximate(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> TopK:
         """What the index finds, of these rows only: more is asked until there are enough."""
         assert self._scann is not None
-        if rows is None:
-            return self._scann.search(queries, k)
-        allowed = np.zeros(len(self) + 1, bool)  # the last for "none", -1
-        allowed[rows] = True
-        asked = -(-2 * k * len(self) // len(rows))
+        allowed = np.ones(len(self) + 1, bool)  # the last for "none", -1
+        allowed[-1] = False
+        asked = k
+        if rows is not None:
+            allowed[:] = False
+            allowed[rows] = True
+            asked = -(-2 * k * len(self) // len(rows))
         while True:
-            if asked > max(_FEW, len(self) // _WIDER):  # so rare a kind is searched exactly
-                return top_k(queries, self._store, k, subset=rows)
+            # So many, or so rare a kind, are searched exactly.
+            if asked > max(_FEW, len(self) // _WIDER):
+                return _exact(queries, self._store, k, rows)
             found = self._scann.search(queries, min(len(self), asked))
             good = allowed[found.indices]
-            if asked >= len(self) or (good.sum(axis=1) >= k).all():
+            if rows is None or asked >= len(self) or (good.sum(axis=1) >= k).all():
                 break
             asked *= _WIDER
         order = np.argsort(~good, axis=1, kind="stable")[:, :k]
@@ -274,11 +292,10 @@ class Collection:
     def _hits(self, rows: np.ndarray, scores: np.ndarray, k: int, *, fold: bool) -> tuple[Hit, ...]:
         there = rows >= 0
         rows, scores = rows[there], scores[there]
-        if not fold or not len(rows):
-            groups = [Group(place, ()) for place in range(len(rows))]
+        if fold:
+            groups = fold_copies(self._shown(rows), most=k)
         else:
-            shown = [shown_of(self._lines[int(row)]) for row in rows]
-            groups = fold_copies(shown, self._store.vectors(rows))
+            groups = [Group(place, ()) for place in range(len(rows))]
         return tuple(
             Hit(
                 row=int(rows[one.first]),
@@ -287,6 +304,27 @@ class Collection:
             )
             for one in groups[:k]
         )
+
+    def _shown(self, rows: np.ndarray) -> Iterator[tuple[Shown, np.ndarray]]:
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            for row, vector in zip(block, self._store.vectors(block), strict=True):
+                yield shown_of(self._lines[int(row)]), vector
+
+
+def _exact(queries: np.ndarray, store: VectorStore, k: int, rows: np.ndarray | None) -> TopK:
+    """`top_k`, in bounded memory however many are asked for: page by page of what is left."""
+    if k <= _PAGE:
+        return top_k(queries, store, k, subset=rows)
+    found = []
+    for query in queries[:, None]:
+        left = np.arange(len(store)) if rows is None else rows
+        pages = []
+        for start in range(0, k, _PAGE):
+            pages.append(top_k(query, store, min(_PAGE, k - start), subset=left))
+            left = np.setdiff1d(left, pages[-1].indices[0], assume_unique=True)
+        found.append([np.concatenate(part, axis=1) for part in zip(*pages, strict=True)])
+    return TopK(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
 def load_embedder(

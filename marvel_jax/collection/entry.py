@@ -74,23 +74,29 @@ def entry_record(
     }
 
 
-def entry_of(record: Mapping[str, Any], *, roots: Sequence[Path], where: str) -> Entry:
+def entry_of(
+    record: Mapping[str, Any], *, roots: Sequence[Path], where: str, gone: bool = False
+) -> Entry:
     """The entry of a line; its pictures' paths are resolved and must lie inside one of `roots`.
+
+    With `gone` a picture that does not is left out, and the rest is given.
 
     Raises:
       MarvelError: the line is no entry, or a picture's path leads outside, as a link may that was
         changed since.
     """
     try:
+        named = [one if isinstance(one, str) else Path(one["image"]) for one in record["parts"]]
         parts = tuple(
-            one if isinstance(one, str) else inside(Path(one["image"]), roots, where=where)
-            for one in record["parts"]
+            one if isinstance(one, str) else inside(one, roots, where=where)
+            for one in named
+            if isinstance(one, str) or not gone or is_inside(one, roots)
         )
         texts = [one for one in parts if isinstance(one, str)]
         images = [one for one in parts if isinstance(one, Path)]
         return Entry(
             id=record["id"],
-            kind=kind_of(parts),
+            kind=kind_of(named),
             text="\n".join(texts) if texts else None,
             image=images[0] if images else None,
             name=record["name"],
@@ -108,12 +114,26 @@ def inside(path: Path, roots: Sequence[Path], *, where: str) -> Path:
     """The path without links; `roots` are without links, too.
 
     Raises:
-      MarvelError: it is in none of them.
+      MarvelError: it is in none of them, or is no path.
     """
-    resolved = path.resolve()
+    try:
+        resolved = path.resolve()
+    except UnicodeEncodeError:  # it has its own words: see `source`
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, links in a circle
+        raise MarvelError(f"{where}: {path} leads nowhere ({error}).") from error
     if not any(resolved.is_relative_to(root) for root in roots):
         raise MarvelError(
             f"{where}: {path} leads to {resolved}, outside of {', '.join(map(str, roots))}: put "
             "the picture there, or name its folder with --root."
         )
     return resolved
+
+
+def is_inside(path: Path, roots: Sequence[Path]) -> bool:
+    """Whether `inside` gives it."""
+    try:
+        inside(path, roots, where="")
+    except MarvelError:
+        return False
+    return True

@@ -1,17 +1,16 @@
 """What a collection says about itself: `manifest.json` of a version of it."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from marvel_jax.collection.instructions import Prompts
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_json_object, write_json
 
 VERSION = 1
 MANIFEST = "manifest.json"
-Prompts = Mapping[tuple[str, str], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class CollectionManifest:
       model reads. left_out: files of other types, by ending.
     changes: added, changed, removed, moved and unchanged since the version before.
     dimensions: how many numbers of a vector can be searched, all of them first.
+    asked_dimensions, asked_scann: what was asked for beside the rule's, and is kept.
     instructions: the source's own, by kinds of query and target.
     built: when, UTC.
     """
@@ -46,6 +46,8 @@ class CollectionManifest:
     has_scann: bool
     built: str
     instructions: Prompts = field(default_factory=dict)
+    asked_dimensions: tuple[int, ...] | None = None
+    asked_scann: bool = False
     dtype: str = "float32"
     version: int = VERSION
 
@@ -88,6 +90,8 @@ class CollectionManifest:
                 for one in found.pop("instructions")
             }
             found |= {name: tuple(found[name]) for name in ("roots", "dimensions")}
+            if found.get("asked_dimensions") is not None:
+                found["asked_dimensions"] = tuple(found["asked_dimensions"])
             return cls(**found, instructions=prompts)
         except (KeyError, TypeError) as error:
             raise MarvelError(

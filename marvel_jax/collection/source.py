@@ -3,7 +3,7 @@
 Reading never stops at something that cannot be used: it is a `Failure`, and takes no row.
 """
 
-import hashlib
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from marvel_jax.collection.contents import check_length, content_hash, read_text
 from marvel_jax.collection.entry import inside
 from marvel_jax.data.item_json import item_from_json
 from marvel_jax.data.items import Image, Part, Video
@@ -20,14 +21,19 @@ from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.errors import MarvelError
 
 PICTURES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif")
+    (
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        ".avif",
+    )
 )
 TEXTS = frozenset((".txt", ".text", ".md"))
-MOST_TEXT_BYTES = 1 << 20
-"""Of a text file or of an item's texts: one item is a passage, not a book."""
+# What reading raises for one file or line; `json` recurses as deep as a line is nested.
+_BROKEN = (MarvelError, OSError, ValueError, RecursionError)
 
 SourceKind = Literal["folder", "jsonl", "mbeir"]
 Parts = tuple[str | Path, ...]
+
+_HALF = "no Unicode text: it holds half of a surrogate pair"
 
 
 class Failure(NamedTuple):
@@ -66,20 +72,26 @@ class Source:
     apart: Path | None = None
     left_out: Counter[str] = field(default_factory=Counter)
 
+    def under(self, roots: Sequence[Path], *, captions: bool) -> "Source":
+        """The same source with other roots beside its own."""
+        own = (self.roots[0], *(root.resolve() for root in roots))
+        return dataclasses.replace(self, roots=tuple(dict.fromkeys(own)), captions=captions)
+
     def pieces(self) -> "list[Piece]":
         """What there is to read, in the source's order: cheap, nothing is opened but a jsonl.
 
+        Of pieces with one id the first is kept, and each other one is a failure when it is read.
+
         Raises:
-          MarvelError: there is nothing, or an id occurs twice.
+          MarvelError: there is nothing.
         """
         found = self._files() if self.kind == "folder" else list(self._lines())
         seen: dict[str, str] = {}
-        for one in found:
-            if one.id in seen:
-                raise MarvelError(
-                    f"{one.file}: id {one.id!r} was used before, at {seen[one.id]}: rename one."
-                )
-            seen[one.id] = one.file
+        for place, one in enumerate(found):
+            before = seen.setdefault(one.id, one.file)
+            if before != one.file:
+                reason = f"id {one.id!r} was used before, at {before}: rename one"
+                found[place] = one._replace(parts=_failing(reason))
         if not found:
             what = "no picture and no text file" if self.kind == "folder" else "no item"
             told = f" ({told_left_out(self.left_out)})" if self.left_out else ""
@@ -89,17 +101,12 @@ class Source:
     def read(self, piece: "Piece") -> Read | Failure:
         """Reads a piece and hashes it. Safe among threads."""
         try:
+            _check_id(piece.id, of_file=self.kind == "folder")
             parts = piece.parts()
-            content = content_hash(parts)
-            name = str(piece.id)
-            name.encode()  # half of a surrogate pair: a file name that is not UTF-8
-            if not name or "\0" in name:
-                raise MarvelError("its id is empty or holds a NUL")
-        except (MarvelError, OSError, UnicodeError) as error:
-            return Failure(
-                _printable(str(piece.id)), _printable(piece.file), _printable(_reason(error))
-            )
-        return Read(piece.id, piece.name, parts, content)
+            return Read(piece.id, piece.name, parts, content_hash(parts))
+        except _BROKEN as error:
+            told = (piece.id, piece.file, _reason(error))
+            return Failure(*map(_printable, told))
 
     def _files(self) -> "list[Piece]":
         pictures, texts = [], []
@@ -111,23 +118,19 @@ class Source:
                 texts.append(path)
             else:
                 self.left_out[_printable(ending or "without an ending")] += 1
-        captions = self._captions(pictures, texts) if self.captions else {}
+        captions: dict[Path, Path] = {}
+        others: list[Piece] = []
+        if self.captions:
+            stems = {path.with_suffix("") for path in pictures}
+            for path in (one for one in texts if one.with_suffix("") in stems):
+                kept = captions.setdefault(path.with_suffix(""), path)
+                if kept != path:
+                    reason = f"{kept.name} captions the same picture: keep one"
+                    others.append(self._file_piece(path, None)._replace(parts=_failing(reason)))
         pieces = [self._file_piece(path, captions.get(path.with_suffix(""))) for path in pictures]
-        told = set(captions.values())
+        told = {*captions.values(), *(Path(one.file) for one in others)}
         pieces += [self._file_piece(path, None) for path in texts if path not in told]
-        return sorted(pieces, key=lambda one: one.id)
-
-    def _captions(self, pictures: Sequence[Path], texts: Sequence[Path]) -> dict[Path, Path]:
-        """The text file of each picture that has one, by their common path without ending."""
-        stems = {path.with_suffix("") for path in pictures}
-        found: dict[Path, Path] = {}
-        for path in texts:
-            stem = path.with_suffix("")
-            if stem in stems and stem in found:
-                raise MarvelError(f"{path} and {found[stem]} both caption a picture: keep one.")
-            if stem in stems:
-                found[stem] = path
-        return found
+        return sorted([*pieces, *others], key=lambda one: one.id)
 
     def _walk(self) -> Iterator[Path]:
         """Every file that is not hidden. Links to folders, which may go in circles, are counted."""
@@ -149,10 +152,10 @@ class Source:
         def parts() -> Parts:
             where = inside(path, self.roots, where=name)
             if path.suffix.lower() in TEXTS:
-                return (_read_text(where),)
+                return (read_text(where),)
             if caption is None:
                 return (where,)
-            return (where, _read_text(inside(caption, self.roots, where=caption.name)))
+            return (where, read_text(inside(caption, self.roots, where=caption.name)))
 
         return Piece(name, name, str(path), parts)
 
@@ -167,8 +170,8 @@ class Source:
                 id = row.get("did" if mbeir else "id")
                 if not isinstance(id, str) or not id:
                     raise MarvelError(f"expected an id (text), found {id!r}")
-            except MarvelError as error:
-                yield Piece(where, where, where, _failing(str(error)))
+            except _BROKEN as error:
+                yield Piece(where, where, where, _failing(_reason(error)))
                 continue
             yield self._line_piece(lines, number, id, where, root)
 
@@ -186,8 +189,7 @@ class Source:
 
     def _part(self, part: Part, where: str) -> str | Path:
         if isinstance(part, str):
-            if len(part.encode()) > MOST_TEXT_BYTES:
-                raise MarvelError(_too_long(len(part.encode())))
+            check_length(len(part.encode()))
             return part
         if isinstance(part, Video):
             raise MarvelError("a collection holds pictures and texts, and this is a video")
@@ -254,43 +256,10 @@ def find_source(
     )
 
 
-def content_hash(parts: Parts) -> str:
-    """A hash of the texts and of the bytes of the pictures, in their order.
-
-    Raises:
-      OSError: a picture cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        kind, content = ("text", part.encode()) if isinstance(part, str) else ("image", b"")
-        if isinstance(part, Path):
-            content = part.read_bytes()
-        digest.update(f"{kind} {len(content)} ".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
 def told_left_out(left_out: Counter[str] | dict[str, int]) -> str:
     """Files that are neither pictures nor texts, in words."""
     kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(left_out.items()))
     return f"left out: {kinds}"
-
-
-def _read_text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MOST_TEXT_BYTES:
-        raise MarvelError(_too_long(size))
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.strip():
-        raise MarvelError("the text is empty")
-    return text
-
-
-def _too_long(size: int) -> str:
-    return (
-        f"the text has {size:,} bytes, and {MOST_TEXT_BYTES:,} are the most of one item: cut it "
-        "into passages"
-    )
 
 
 def _is_pool(path: Path) -> bool:
@@ -299,7 +268,7 @@ def _is_pool(path: Path) -> bool:
             if line.strip():
                 try:
                     row: Any = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     return False
                 return isinstance(row, dict) and "did" in row and "id" not in row
     return False
@@ -312,13 +281,25 @@ def _failing(reason: str) -> Callable[[], Parts]:
     return fail
 
 
+def _check_id(id: str, *, of_file: bool) -> None:
+    try:
+        id.encode()
+    except UnicodeEncodeError as error:
+        what = "its name is not UTF-8: rename it" if of_file else f"its id is {_HALF}"
+        raise MarvelError(what) from error
+    if not id or "\0" in id:
+        raise MarvelError("its id is empty or holds a NUL")
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
-        return "its name is not UTF-8: rename it"
+        return f"a text or a path of it is {_HALF}"
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 text ({error.reason} at byte {error.start})"
     if isinstance(error, OSError):
         return f"it cannot be read: {error.strerror or error}"
+    if isinstance(error, RecursionError):
+        return "its JSON is nested too deep"
     return str(error)
 
 

@@ -102,7 +102,9 @@ def dimensions_of(asked: Sequence[int] | None, dimension: int, count: int) -> tu
     if asked is not None:
         for one in asked:
             if not 1 <= one <= dimension:
-                raise MarvelError(f"--dimensions {one}: the vectors have {dimension} numbers.")
+                raise MarvelError(
+                    f"--dimensions {one}: the vectors have {dimension} numbers. Name fewer."
+                )
         return (dimension, *sorted({one for one in asked if one != dimension}, reverse=True))
     if 4 * dimension * count > _TRUNCATED_BYTES:
         return (dimension,)
@@ -116,11 +118,11 @@ def write_truncated(folder: Path, store: VectorStore, dimensions: Sequence[int])
         convert(store, folder / store_name(dimension), dimension=dimension)
 
 
-def wants_scann(count: int, dimension: int, *, asked: bool, say: Say) -> bool:
+def wants_scann(count: int, dimension: int, *, asked: bool, must: bool, say: Say) -> bool:
     """Whether an index is to be built: it is asked for, or the rule would build leaves.
 
     Raises:
-      MarvelError: it is asked for and ScaNN has no build for this platform; unasked, `say` is told.
+      MarvelError: it must be, and ScaNN has no build for this platform; else `say` is told.
     """
     config = ScannConfig().resolve(count, dimension, memory=scann_memory.budget(None))
     if not asked and config.kind != "tree":
@@ -128,7 +130,7 @@ def wants_scann(count: int, dimension: int, *, asked: bool, say: Say) -> bool:
     try:
         scann_ops.require()
     except ScannUnavailableError as error:
-        if asked:
+        if must:
             raise
         say(f"{error} The collection is searched exactly.")
         return False

@@ -24,6 +24,9 @@ MOST_PIXELS = 89_478_485
 """The largest picture that is decoded, by its header: where Pillow begins to warn of decompression
 bombs. 268 MB in RGB, about 9,459 x 9,459 pixels."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""What is read, whatever a file is called: Pillow knows formats that run other programs (EPS)."""
+
 _MAX_ASPECT_RATIO = 200
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -297,13 +300,15 @@ def _open(image: Image, item_id: str | None) -> "PIL.Image.Image":
         if is_pillow(source):
             opened = cast("PIL.Image.Image", source)
         elif isinstance(source, bytes):
-            opened = PIL.Image.open(io.BytesIO(source))
+            opened = PIL.Image.open(io.BytesIO(source), formats=_formats())
         else:
-            opened = PIL.Image.open(cast(str | Path, source))
+            opened = PIL.Image.open(cast(str | Path, source), formats=_formats())
     except FileNotFoundError as error:
         raise unreadable(image, item_id, "the file does not exist") from error
     except PIL.UnidentifiedImageError as error:
-        raise unreadable(image, item_id, "it is not an image that Pillow knows") from error
+        known = ", ".join(_formats())
+        reason = f"it is not an image of a format that is read ({known})"
+        raise unreadable(image, item_id, reason) from error
     except MemoryError:
         raise
     except Exception as error:  # what Pillow's readers raise for broken files has no end
@@ -319,6 +324,15 @@ def _open(image: Image, item_id: str | None) -> "PIL.Image.Image":
             "make it smaller",
         )
     return opened
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has."""
+    import PIL.Image
+
+    PIL.Image.init()
+    return tuple(one for one in FORMATS if one in PIL.Image.OPEN)
 
 
 def _orientation(opened: "PIL.Image.Image") -> int | None:

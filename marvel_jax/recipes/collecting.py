@@ -137,11 +137,15 @@ class Asked:
 
 
 def search_collection(folder: Path, asked: Asked, *, sheet: Path | None = None) -> Outcome:
-    """Searches a collection: a table of hits, and a contact sheet if asked for."""
+    """Searches a collection: a table of hits, and a contact sheet if asked for.
+
+    An entry is not like itself: it and its copies are left out of what is like it.
+    """
     collection = _open(folder)
     instruction = None
-    if asked.like is not None:
-        vectors = collection.vector(collection.row_of(asked.like))[None]
+    liked = None if asked.like is None else collection.row_of(asked.like)
+    if liked is not None:
+        vectors = collection.vector(liked)[None]
     else:
         item = Item.of(text=asked.text, image=asked.image, id="query")
         instruction = asked.instruction
@@ -152,23 +156,35 @@ def search_collection(folder: Path, asked: Asked, *, sheet: Path | None = None) 
         vectors = load_embedder(collection).encode([item.with_instruction(instruction or None)])
     found = collection.search(
         vectors,
-        k=asked.k,
+        k=asked.k + (liked is not None),
         kind=asked.kind,
         method=asked.method,
         dimension=asked.dimension,
         collapse=asked.collapse,
     )[0]
-    entries = [collection.entry(hit.row) for hit in found.hits]
+    pairs = [
+        (hit, collection.entry(hit.row, gone=True))
+        for hit in found.hits
+        if liked not in (hit.row, *hit.copies)
+    ]
+    if liked is not None and asked.collapse:  # ScaNN may miss it and find a copy
+        content = collection.entry(liked, gone=True).content
+        pairs = [(hit, entry) for hit, entry in pairs if entry.content != content]
+    found = found._replace(hits=tuple(hit for hit, _ in pairs[: asked.k]))
+    entries = [entry for _, entry in pairs[: asked.k]]
     lines = [f"asked: {_plain(instruction)}"] if instruction else []
     lines += [
         _line(rank, hit.score, entry, len(hit.copies))
         for rank, (hit, entry) in enumerate(zip(found.hits, entries, strict=True), start=1)
     ]
     if not found.hits:
-        lines.append(f"{folder} has nothing of kind {asked.kind}.")
+        what = "nothing" if liked is None else "nothing else"
+        kind = "" if asked.kind is None else f" of kind {asked.kind}"
+        lines.append(f"{folder} has {what}{kind}.")
     lines.append(_speed(found, asked, len(collection)))
     if sheet is not None:
-        lines += _draw(sheet, asked, instruction, found, entries)
+        shown = None if liked is None else collection.entry(liked, gone=True)
+        lines += _draw(sheet, asked, instruction, found, entries, liked=shown)
     facts = {
         "hits": [
             {
@@ -179,7 +195,7 @@ def search_collection(folder: Path, asked: Asked, *, sheet: Path | None = None) 
                 "name": entry.name,
                 "text": entry.text,
                 "image": None if entry.image is None else str(entry.image),
-                "copies": [collection.entry(row).id for row in hit.copies],
+                "copies": [collection.entry(row, gone=True).id for row in hit.copies],
             }
             for rank, (hit, entry) in enumerate(zip(found.hits, entries, strict=True), start=1)
         ],
@@ -240,10 +256,10 @@ def _line(rank: int, score: float, entry: Entry, copies: int) -> str:
     text = _plain(" ".join((entry.text or "").split()))
     if len(text) > _TEXT_SHOWN:
         text = f"{text[: _TEXT_SHOWN - 3]}..."
-    folded = f"  (+{copies} like it)" if copies else ""
-    return (
-        f"{rank:>4}  {score:.4f}  {entry.kind:<10}  {_plain(entry.name)}  {text}{folded}".rstrip()
-    )
+    notes = f"  (+{copies} like it)" if copies else ""
+    if entry.image is None and entry.kind != "text":
+        notes += "  (its picture has left the collection's folders)"
+    return f"{rank:>4}  {score:.4f}  {entry.kind:<10}  {_plain(entry.name)}  {text}{notes}".rstrip()
 
 
 def _speed(found: Found, asked: Asked, count: int) -> str:
@@ -253,7 +269,13 @@ def _speed(found: Found, asked: Asked, count: int) -> str:
 
 
 def _draw(
-    sheet: Path, asked: Asked, instruction: str | None, found: Found, entries: list[Entry]
+    sheet: Path,
+    asked: Asked,
+    instruction: str | None,
+    found: Found,
+    entries: list[Entry],
+    *,
+    liked: Entry | None,
 ) -> list[str]:
     from marvel_jax.collection.sheet import Tile, write_sheet
 
@@ -267,8 +289,12 @@ def _draw(
         )
         for rank, (hit, entry) in enumerate(zip(found.hits, entries, strict=True), start=1)
     ]
-    text = asked.text if asked.like is None else f"like {asked.like}"
-    drawn = write_sheet(sheet, tiles, text=text, image=asked.image, asked=instruction or "")
+    text, image = asked.text, asked.image
+    if liked is not None:
+        text, image = f"like {liked.name}", liked.image
+        if liked.text is not None:
+            text += f": {liked.text}"
+    drawn = write_sheet(sheet, tiles, text=text, image=image, asked=instruction or "")
     return [f"{drawn.path}: {len(tiles)} results", *map(_plain, drawn.notes)]
 
 

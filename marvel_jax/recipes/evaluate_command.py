@@ -129,7 +129,7 @@ def evaluate_model(
             "model": reranker.model,
             "hash": found.model_hash,
             "top": reranker.options.top,
-            "weights": _origin_of_weights(reranker.options),
+            "weights": reranker.options.origin_of_weights,
         }
         named = {"model": reranker.model, "top": reranker.options.top}
         part = {
@@ -207,9 +207,3 @@ def reranked_lines(reranked: RerankedEvaluation) -> list[str]:
         f"({cost.pairs_per_second:,.1f} pairs/s)"
     )
     return lines
-
-
-def _origin_of_weights(options: RerankOptions) -> str:
-    if options.fit_split is not None:
-        return f"fitted on {options.fit_split}"
-    return "0.5 of the cosine" if options.weights is None else options.weights

@@ -6,10 +6,15 @@ from pathlib import Path
 from rich.console import Console
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.models import hub
+from marvel_jax.recipes.evaluate_command import WithReranker
 from marvel_jax.recipes.outcome import Outcome
 from marvel_jax.recipes.protocol_entry import find_protocol
 from marvel_jax.recipes.protocol_evaluation import evaluate_protocol
+from marvel_jax.recipes.protocol_reranking import check_reranking, rerank_protocol
+from marvel_jax.reranker_settings import RerankerSettings
 from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.rerank import Reranker
 from marvel_jax.retrieval.store_types import StoreType
 
 
@@ -24,12 +29,14 @@ def evaluate_on(
     dimension: int | None = None,
     compute: str = "float32",
     tolerate: int = 0,
+    reranker: WithReranker | None = None,
     unused: Sequence[str] = (),
 ) -> Outcome:
     """Scores a model on one of the test sets beside M-BEIR; `unused` are flags of M-BEIR's alone.
 
     Raises:
-      MarvelError: such a flag, no such protocol, or what `evaluate_protocol` refuses.
+      MarvelError: such a flag, no such protocol, or what `evaluate_protocol` or `rerank_protocol`
+        refuses.
     """
     if unused:
         raise MarvelError(
@@ -43,7 +50,10 @@ def evaluate_on(
 
     entry = find_protocol(protocol)
     loaded = entry.load(data)  # what is wrong with it is told before a model is read
-    scores = evaluate_protocol(
+    if reranker is not None:
+        check_reranking(reranker.options, loaded)
+        RerankerSettings.read(hub.resolve(reranker.model), prompt=reranker.prompt)
+    evaluated = evaluate_protocol(
         Embedder.from_pretrained(model, dtype=compute),
         loaded,
         workdir=workdir,
@@ -54,5 +64,19 @@ def evaluate_on(
         tolerate=tolerate,
         say=say,
     )
-    lines = [f"{entry.title}, {entry.checked}", *scores.lines(), f"{workdir / 'scores.json'}"]
-    return Outcome(scores.to_dict(), lines)
+    scores = evaluated.scores
+    facts, lines = scores.to_dict(), [f"{entry.title}, {entry.checked}", *scores.lines()]
+    if reranker is not None:
+        # The embedder's weights are free by now, so there is room for the reranker's.
+        reranked = rerank_protocol(
+            Reranker.from_pretrained(reranker.model, prompt=reranker.prompt, dtype=compute),
+            evaluated,
+            reranker.options,
+            model=reranker.model,
+            workdir=workdir,
+            seed=seed,
+            say=say,
+        )
+        facts["reranked"] = reranked.to_dict()
+        lines += reranked.lines()
+    return Outcome(facts, [*lines, f"{workdir / 'scores.json'}"])

@@ -1,19 +1,22 @@
 """A model against one of the test sets beside M-BEIR: read, encode, rank, score, write."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 import marvel_jax
-from marvel_jax.data.items import Candidate, Item
 from marvel_jax.data.protocols.protocol import LoadedSet, Test
+from marvel_jax.data.protocols.source import Candidates
 from marvel_jax.files import write_json, write_jsonl
 from marvel_jax.recipes.evaluation import Ticker
 from marvel_jax.recipes.evaluation_inputs import aligned, failures
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates
+from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.protocols import plain, seed_of
 from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.retrieval.store_types import StoreType
@@ -69,6 +72,29 @@ class ProtocolScores:
         return lines
 
 
+class RankedTest(NamedTuple):
+    """What a test's queries found among the candidates of `store`.
+
+    score_seed: of its bootstrap.
+    """
+
+    test: Test
+    query_ids: Sequence[str]
+    ranked: Ranked
+    store: VectorStore
+    score_seed: int
+
+
+@dataclass(frozen=True)
+class EvaluatedProtocol:
+    """A set's scores, and what a reranker goes on from; `about` is what scores.json says of it."""
+
+    loaded: LoadedSet
+    scores: ProtocolScores
+    tests: tuple[RankedTest, ...]
+    about: Mapping[str, Any]
+
+
 def evaluate_protocol(
     embedder: Embedder,
     loaded: LoadedSet,
@@ -80,7 +106,7 @@ def evaluate_protocol(
     dimension: int | None = None,
     tolerate: int = 0,
     say: Say = lambda line: None,
-) -> ProtocolScores:
+) -> EvaluatedProtocol:
     """Scores every test of a set.
 
     Leaves in `workdir`: `vectors/NAME`, a store of each collection (and `queries/NAME` where the
@@ -113,7 +139,7 @@ def evaluate_protocol(
             say(f"encoding {len(items):,} {name}")
             stores[path] = encode_candidates(
                 embedder,
-                _Candidates(items),
+                Candidates(items),
                 path,
                 source_hash=hashes[name],
                 dtype="float32" if apart else dtype,
@@ -123,7 +149,7 @@ def evaluate_protocol(
             )
         return stores[path]
 
-    scored, submissions = [], []
+    scored, submissions, tests = [], [], []
     (workdir / "scores.json").unlink(missing_ok=True)
     for number, test in enumerate(data.tests):
         asking, sought = encode(test.asks, asks=True), encode(test.seeks, asks=False)
@@ -131,18 +157,14 @@ def evaluate_protocol(
         unread, unseen = failures(sought.path), failures(asking.path)
         depth = max(DEPTH, *protocol.metric.cuts)
         ranked = rank(test, aligned(asking, query_ids), sought, depth=depth, missing=unread)
+        found = RankedTest(test, query_ids, ranked, sought, seed_of(seed, number))
+        tests.append(found)
         if test.is_submission:
-            path = workdir / "submissions" / f"{test.name}.json"
-            write_json(path, _submission(query_ids, ranked, sought))
-            submissions.append(str(path))
+            submissions.append(write_submission(workdir, found))
             continue
-        _write_rankings(
-            workdir / "rankings" / f"{test.name}.jsonl", query_ids, test, ranked, sought
-        )
+        write_rankings(workdir, found)
         missing = len(unread) + len(unseen)
-        scored.append(
-            score(test, protocol.metric, ranked, seed=seed_of(seed, number), missing=missing)
-        )
+        scored.append(score(test, protocol.metric, ranked, seed=found.score_seed, missing=missing))
     made = ProtocolScores(
         protocol.name,
         tuple(one for one, _ in scored),
@@ -157,61 +179,65 @@ def evaluate_protocol(
         "seed": seed,
         "dtype": dtype,
         "dimension": dimension,
+        "reranker": None,
         "marvel_jax": marvel_jax.__version__,
     }
     write_json(workdir / "scores.json", {**made.to_dict(), "about": about})
-    return made
+    return EvaluatedProtocol(loaded, made, tuple(tests), about)
 
 
-class _Candidates(Sequence[Candidate]):
-    """Items as what is encoded, made when they are asked for."""
+def write_submission(
+    workdir: Path, found: RankedTest, *, order: str = "", lists: TopK | None = None
+) -> str:
+    """Writes submissions/TEST.json, or TEST.ORDER.json of the lists in another order.
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: Any) -> Any:
-        item = self._items[index]
-        return Candidate(str(item.id), item, item.modality)
-
-
-def _submission(
-    query_ids: Sequence[str], ranked: Ranked, store: VectorStore
-) -> dict[str, list[int | str]]:
-    """Query id -> the ids of its results, as numbers where they are numbers (CIRCO's server)."""
-    return {
-        id: [_number(store.ids[row]) for row in rows[:DEPTH] if row >= 0]
-        for id, rows in zip(query_ids, ranked.found.indices.tolist(), strict=True)
+    Query id -> the ids of its results, as numbers where they are numbers (CIRCO's server).
+    """
+    name = f"{found.test.name}.{order}.json" if order else f"{found.test.name}.json"
+    path = workdir / "submissions" / name
+    indices = (lists or found.ranked.found).indices
+    results = {
+        id: [_number(found.store.ids[row]) for row in rows[:DEPTH] if row >= 0]
+        for id, rows in zip(found.query_ids, indices.tolist(), strict=True)
     }
+    write_json(path, results)
+    return str(path)
 
 
 def _number(id: str) -> int | str:
     return int(id) if id.isdigit() and str(int(id)) == id else id
 
 
-def _write_rankings(
-    path: Path, query_ids: Sequence[str], test: Test, ranked: Ranked, store: VectorStore
+def write_rankings(
+    workdir: Path, found: RankedTest, *, orders: Mapping[str, TopK] | None = None
 ) -> None:
-    """A line for each query: its right answers, and the first results with their cosines."""
-    rows = zip(
-        query_ids,
-        test.answers,
-        ranked.found.indices[:, :SHOWN].tolist(),
-        ranked.found.scores[:, :SHOWN].tolist(),
-        strict=True,
-    )
+    """Writes rankings/TEST.jsonl: for each query its right answers, and the first results with
+    their cosines, then by name those of other orders with the scores of these.
+
+    A result behind those that were reordered has the score null.
+    """
+    ids = found.store.ids
+
+    def first(lists: TopK, query: int) -> dict[str, Any]:
+        rows, scores = (part[query, :SHOWN].tolist() for part in (lists.indices, lists.scores))
+        there = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+        return {
+            "found": [ids[row] for row, _ in there],
+            "scores": [score if np.isfinite(score) else None for _, score in there],
+        }
+
     write_jsonl(
-        path,
+        workdir / "rankings" / f"{found.test.name}.jsonl",
         (
             {
                 "id": id,
                 "right": list(answers.right),
-                "found": [store.ids[row] for row in found if row >= 0],
-                "scores": [score for row, score in zip(found, scores, strict=True) if row >= 0],
+                **first(found.ranked.found, query),
+                **{order: first(lists, query) for order, lists in (orders or {}).items()},
             }
-            for id, answers, found, scores in rows
+            for query, (id, answers) in enumerate(
+                zip(found.query_ids, found.test.answers, strict=True)
+            )
         ),
     )
 

@@ -1,12 +1,14 @@
 """An evaluation's lists through a reranker: both pools at once, killed and gone on with."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from marvel_jax.data.items import RetrievalSource
 from marvel_jax.data.mbeir import MbeirFolder, MbeirSource
 from marvel_jax.data.teacher import TeacherLists, read_teacher
 from marvel_jax.errors import MarvelError
@@ -50,11 +52,52 @@ def judge(
         "pool": "local and global",
         "settings": settings,
     }
-    key = hash_json([reranker.manifest_fields(), origin])
-    out = workdir / "rerank" / f"{key}.jsonl"
+    found, cost = scores_of(
+        reranker,
+        source,
+        lists,
+        folder=workdir / "rerank",
+        origin=origin,
+        pairs=len(lists.rows),
+        batch_tokens=batch_tokens,
+        seed=seed,
+        say=say,
+    )
+    return lists.judgements(found, evaluated), cost
+
+
+def scores_of(
+    reranker: Reranker,
+    source: RetrievalSource,
+    lists: Sequence[Retrieved],
+    *,
+    folder: Path,
+    origin: Mapping[str, Any],
+    pairs: int,
+    batch_tokens: int,
+    seed: int,
+    say: Say,
+) -> tuple[TeacherLists, Cost]:
+    """The scores of lists of so many pairs, one list for each query of the source.
+
+    They are kept in `folder` by what the reranker is and by `origin`: what is there is read, what a
+    killed run left is gone on with, and what is of another reranker or of other lists stays aside.
+
+    Raises:
+      MarvelError: a picture cannot be read, or a file of scores was changed.
+    """
+    out = folder / f"{hash_json([reranker.manifest_fields(), origin])}.jsonl"
+    unfinished = f".{out.name}.unfinished"
     clock = _Clock(out.with_suffix(".seconds.json"), Ticker(say, "lists"))
     if not out.exists():
-        say(f"reranking {len(lists.rows):,} pairs of {len(lists):,} queries")
+        kept = [*folder.glob("*.jsonl"), *folder.glob(".*.jsonl.unfinished")]
+        aside = [file for file in kept if file.name != unfinished]
+        if aside:
+            say(
+                f"left aside, for they are of another reranker or of other lists: "
+                f"{len(aside)} files of scores in {folder}"
+            )
+        say(f"reranking {pairs:,} pairs of {len(lists):,} queries")
         score_lists(
             reranker,
             source,
@@ -66,7 +109,7 @@ def judge(
             progress=clock,
         )
     found = read_teacher(out, source, teacher_hash=reranker.model_hash)
-    return lists.judgements(found, evaluated), Cost(len(lists.rows), clock.seconds)
+    return found, Cost(pairs, clock.seconds)
 
 
 @dataclass(frozen=True)
@@ -136,7 +179,7 @@ class _Lists(LazySequence[Retrieved]):
     def make(self, index: int) -> Retrieved:
         """The list of this number."""
         own = slice(self.bounds[index], self.bounds[index + 1])
-        names = _Names(self.store, self.rows[own])
+        names = Names(self.store, self.rows[own])
         return Retrieved(int(self.places[index]), names, self.recall[own].tolist())
 
     def judgements(self, found: TeacherLists, evaluated: Evaluated) -> dict[str, Judgement]:
@@ -159,7 +202,7 @@ class _Lists(LazySequence[Retrieved]):
 
 
 @dataclass(frozen=True)
-class _Names(LazySequence[str]):
+class Names(LazySequence[str]):
     """The ids of rows, made when they are asked for."""
 
     store: VectorStore

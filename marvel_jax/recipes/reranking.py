@@ -62,6 +62,13 @@ class RerankOptions:
                 f"--top {self.top}: {DEPTH} results of a query are kept, ask for fewer."
             )
 
+    @property
+    def origin_of_weights(self) -> str:
+        """Where the weights are from, for readers."""
+        if self.fit_split is not None:
+            return f"fitted on {self.fit_split}"
+        return f"{PAPER_WEIGHT} of the cosine" if self.weights is None else self.weights
+
 
 def given_weights(options: RerankOptions, names: Sequence[str]) -> dict[Pool, FusionWeights] | None:
     """The weights for sets of these names; None where they are to be fitted.

@@ -37,6 +37,7 @@ from marvel_jax.recipes.stages import (
 from marvel_jax.training.config import CheckpointConfig, DataConfig, TrainConfig
 
 CORPUS, BASE = "stand-in-corpus", "stand-in-base"
+_SMALL = 256  # numbers of a vector, of --size small
 """The stages that take the place of a recipe's data."""
 
 _Config = TypeVar("_Config", DataConfig, SourceConfig)
@@ -115,7 +116,7 @@ SIZES: dict[str, Size] = {
     ),
     "small": Size(
         corpus=Emoji(CORPUS),
-        architecture=emoji.architecture(),
+        architecture=emoji.architecture(_SMALL),
         batch=256,
         least=32,
         scaled=True,
@@ -186,7 +187,8 @@ def _stage(stage: Stage, size: Size, *, again: bool) -> Stage:
         shrunk = _train(stage.config, size, again=again)
         if isinstance(size.corpus, Emoji) and _kind(stage.config, again=again) == "pairs":
             texts = stage.config.data.reader == "nli"
-            shrunk = emoji.of_texts(shrunk) if texts else emoji.of_pictures(shrunk)
+            first = emoji.of_texts if texts else emoji.of_pictures
+            shrunk = first(shrunk, width=_SMALL, steps=150 if texts else 900)
         return dataclasses.replace(stage, config=shrunk)
     if isinstance(stage, Base):
         return dataclasses.replace(stage, architecture=size.architecture)

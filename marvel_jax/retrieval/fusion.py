@@ -21,6 +21,7 @@ from marvel_jax.retrieval.metrics import Interval
 
 Form = Literal["add", "alpha"]
 Scope = Literal["task", "global"]
+Verdict = Literal["helps", "hurts", "undecided"]
 
 GRIDS: dict[str, tuple[float, ...]] = {
     "add": tuple(step / 20 for step in range(41)),
@@ -202,6 +203,13 @@ class FusionWeights:
         }
 
 
+def verdict(change: Interval) -> Verdict:
+    """Whether the interval of a change lies on one side of zero."""
+    if change.low > 0:
+        return "helps"
+    return "hurts" if change.high < 0 else "undecided"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One set with and without reranking: hit@k, and the paired difference."""
@@ -215,11 +223,9 @@ class Comparison:
     change: Interval
 
     @property
-    def verdict(self) -> Literal["helps", "hurts", "undecided"]:
+    def verdict(self) -> Verdict:
         """Whether the interval of the change lies on one side of zero."""
-        if self.change.low > 0:
-            return "helps"
-        return "hurts" if self.change.high < 0 else "undecided"
+        return verdict(self.change)
 
 
 @dataclass(frozen=True)

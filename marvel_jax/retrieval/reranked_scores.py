@@ -9,7 +9,7 @@ import numpy as np
 from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval import metrics
 from marvel_jax.retrieval.exact import TopK
-from marvel_jax.retrieval.fusion import FusionReport, FusionWeights, Reranked, compare, fuse
+from marvel_jax.retrieval.fusion import Form, FusionReport, FusionWeights, Reranked, compare, fuse
 from marvel_jax.retrieval.metrics import Interval
 from marvel_jax.retrieval.protocols import Evaluation, PoolScores, plain, score_pool, seed_of
 from marvel_jax.retrieval.retrieval_sets import Rankings
@@ -17,7 +17,7 @@ from marvel_jax.retrieval.retrieval_sets import Rankings
 Pool = Literal["local", "global"]
 POOLS: tuple[Pool, ...] = ("local", "global")
 
-_ALONE = 0.0  # of the cosine, in the form alpha: P(Yes) decides
+ALONE = 0.0  # of the cosine, in the form alpha: P(Yes) decides
 
 
 class Judgement(NamedTuple):
@@ -131,7 +131,7 @@ def score_reranked(
         ]
         if query_keys is not None:
             lists = [dataclasses.replace(one, keys=query_keys[one.name]) for one in lists]
-        alone = fixed_weights(_ALONE, [one.name for one in lists])
+        alone = fixed_weights(ALONE, [one.name for one in lists])
         reports = {
             "reranked": (alone, compare(lists, alone, seed=seed)),
             "fused": (weights[pool], compare(lists, weights[pool], seed=seed)),
@@ -141,7 +141,7 @@ def score_reranked(
             for number, (one, listed) in enumerate(zip(evaluation.sets, lists, strict=True)):
                 ranked = evaluation.rankings[one.name][place]
                 weight = used.of(one.name)
-                made = _reordered(ranked, listed, weight=weight, weights=used)
+                made = reordered(ranked, listed.p_yes, weight=weight, form=used.form)
                 orders.setdefault(one.name, {}).setdefault(order, {})[pool] = made
                 before = (one.local_pool, one.global_pool)[place]
                 # Chance does not change with the order; what the pool holds is known from before.
@@ -222,15 +222,35 @@ def _lists(
     )
 
 
-def _reordered(ranked: TopK, lists: Reranked, *, weight: float, weights: FusionWeights) -> TopK:
-    """The first results by their fused scores, equal ones as they were; then the others."""
-    scores = fuse(lists.recall, lists.p_yes, weight=weight, form=weights.form)
-    scores = np.where(lists.candidates < 0, -np.inf, scores)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    top = order.shape[1]
+def reordered(
+    ranked: TopK,
+    p_yes: np.ndarray,
+    *,
+    weight: float,
+    form: Form,
+    last: np.ndarray | None = None,
+) -> TopK:
+    """The first results by their fused scores; then the others as they were, with the score -inf.
+
+    Args:
+      ranked: cosines and rows, best first; -1 is none.
+      p_yes: float [Q, top] of the first `top` results.
+      weight: of the fusion.
+      form: of the fusion.
+      last: bool [Q, top], which of them stand behind all others of the same score; without it
+        equal ones stay as they were.
+    """
+    top = p_yes.shape[1]
+    candidates = ranked.indices[:, :top]
+    there = candidates >= 0
+    cosines = np.where(there, ranked.scores[:, :top], 0.0)
+    scores = fuse(cosines, np.where(there, p_yes, 0.0), weight=weight, form=form)
+    scores = np.where(there, scores, -np.inf)
+    behind = np.zeros(scores.shape, bool) if last is None else last
+    order = np.lexsort((behind, -scores), axis=-1)  # stable
     made = TopK(np.full(ranked.scores.shape, -np.inf, np.float32), ranked.indices.copy())
     made.scores[:, :top] = np.take_along_axis(scores, order, axis=1)
-    made.indices[:, :top] = np.take_along_axis(lists.candidates, order, axis=1)
+    made.indices[:, :top] = np.take_along_axis(candidates, order, axis=1)
     return made
 
 

@@ -15,10 +15,11 @@ from starlette.types import ASGIApp
 import marvel_jax
 from marvel_jax.collection.entry import KINDS
 from marvel_jax.errors import MarvelError
+from marvel_jax.serving.entries import body_of
 from marvel_jax.serving.guard import Guard
 from marvel_jax.serving.metrics import CONTENT_TYPE, Counted
 from marvel_jax.serving.pictures import SIZES, Thumbnails
-from marvel_jax.serving.problems import Problem, ProblemBody, problem_response
+from marvel_jax.serving.problems import FAULT, Problem, ProblemBody, problem_response
 from marvel_jax.serving.schemas import (
     AddressRequest,
     CollectionBody,
@@ -35,6 +36,7 @@ from marvel_jax.serving.service import SearchService
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
+    "/picture.js": ("picture.js", "text/javascript; charset=utf-8"),
     "/results.js": ("results.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
@@ -48,8 +50,14 @@ _TOLD = {
     413: "The body or the picture is too large.",
     421: "The Host header names another server.",
     422: "The request is not one that can be answered; the sentence says why.",
-    429: "Too many searches from this client; Retry-After says when to come again.",
-    503: "Busy, warming up or too slow; come again.",
+    429: "Too many searches from this client or at once; Retry-After says when to come again.",
+    503: "Warming up, too slow or ending; come again.",
+}
+
+_OTHERS = {  # of the framework: what we answer for it
+    400: (422, "invalid", "The body cannot be read: send JSON in UTF-8."),
+    404: (404, "unknown_page", "There is no such page."),
+    405: (405, "method", "This address does not take this method."),
 }
 
 
@@ -125,7 +133,7 @@ def _add_entries(app: FastAPI, service: SearchService) -> None:
     @app.get("/api/item", responses=refusals, operation_id="item")
     def item(id: str) -> EntryBody:
         """What an entry shows."""
-        return service.body(service.entry(id))
+        return body_of(service.entries.find(id))
 
     @app.get(
         "/api/image",
@@ -141,10 +149,14 @@ def _add_entries(app: FastAPI, service: SearchService) -> None:
     )
     async def image(id: str, size: Literal["small", "large"] = "small") -> Response:
         """A picture of an entry, decoded and written anew."""
-        entry = service.entry(id)
-        if entry.image is None:
+        found = await service.threaded(lambda: service.entries.find(id))
+        if found.gone:
+            raise Problem(
+                404, "gone", "This entry's picture is no longer where it was: index again."
+            )
+        path = found.entry.image
+        if path is None:
             raise Problem(404, "no_image", "This entry has no picture.")
-        path = entry.image
         try:
             made = await service.threaded(lambda: thumbnails.webp(path, side=SIZES[size]))
         except (MarvelError, OSError) as error:
@@ -204,19 +216,14 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        codes = {404: "unknown_page", 405: "method"}
-        told = {404: "There is no such page.", 405: "This address does not take this method."}
-        status = error.status_code
-        return problem_response(
-            status,
-            codes.get(status, "refused"),
-            told.get(status, str(error.detail)),
-            headers=error.headers,
+        status, code, told = _OTHERS.get(
+            error.status_code, (error.status_code, "refused", str(error.detail))
         )
+        return problem_response(status, code, told, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:
-        return problem_response(500, "fault", "A fault of the server: its log says more.")
+        return problem_response(500, "fault", FAULT)
 
 
 def _collection_body(service: SearchService) -> CollectionBody:
@@ -229,7 +236,7 @@ def _collection_body(service: SearchService) -> CollectionBody:
         built=manifest.built,
         methods=cast("list[Method]", list(collection.methods)),
         dimensions=list(collection.dimensions),
-        reranker=service.reranker is not None,
+        reranker=service.reranking is not None,
         presets=[
             Preset(query=query, target=target, text=text)
             for query in KINDS

@@ -24,6 +24,18 @@ class Embedded(NamedTuple):
     batch: int
 
 
+class _Waiting:
+    """A query in the queue; what it holds goes as soon as nobody waits for its vector."""
+
+    def __init__(self, item: Item) -> None:
+        self.item: Item | None = item
+        self.future: Future[Embedded] = Future()
+        self.future.add_done_callback(self._forget)
+
+    def _forget(self, future: "Future[Embedded]") -> None:
+        self.item = None
+
+
 class Batcher:
     """Gathers queries for a few milliseconds, or until there are enough, and encodes them at once.
 
@@ -43,15 +55,15 @@ class Batcher:
         """`device` is held while encoding; `observe` is told each batch's size and seconds."""
         self._embedder, self._size, self._wait = embedder, size, wait_ms / 1e3
         self._device, self._observe = device, observe
-        self._queue: queue.SimpleQueue[tuple[Item, Future[Embedded]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="encode queries", daemon=True)
         self._thread.start()
 
     def submit(self, item: Item) -> "Future[Embedded]":
         """The item's vector, when it is there; a cancelled one that waits is not encoded."""
-        future: Future[Embedded] = Future()
-        self._queue.put((item, future))
-        return future
+        waiting = _Waiting(item)
+        self._queue.put(waiting)
+        return waiting.future
 
     def close(self) -> None:
         """Encodes what waits, and ends."""
@@ -75,28 +87,29 @@ class Batcher:
                     ending = True
                     break
                 members.append(one)
-            running = [one for one in members if one[1].set_running_or_notify_cancel()]
+            running = [one for one in members if one.future.set_running_or_notify_cancel()]
             if running:
                 self._encode(running)
 
-    def _encode(self, members: "Sequence[tuple[Item, Future[Embedded]]]") -> None:
+    def _encode(self, members: Sequence[_Waiting]) -> None:
+        items = [one.item for one in members if one.item is not None]  # each: it is not done yet
         failed: dict[int, ImageError] = {}
         try:
             with self._device:
                 started = time.perf_counter()
                 vectors = self._embedder.encode(
-                    [item for item, _ in members],
+                    items,
                     steady=self._size,
                     on_failure=failed.__setitem__,
                 )
                 seconds = time.perf_counter() - started
         except BaseException as error:  # whoever waits must be told, whatever it is
-            for _, future in members:
-                future.set_exception(error)
+            for one in members:
+                one.future.set_exception(error)
             return
         self._observe(len(members), seconds)
-        for place, (_, future) in enumerate(members):
+        for place, one in enumerate(members):
             if place in failed:
-                future.set_exception(failed[place])
+                one.future.set_exception(failed[place])
             else:
-                future.set_result(Embedded(vectors[place], 1e3 * seconds, len(members)))
+                one.future.set_result(Embedded(vectors[place], 1e3 * seconds, len(members)))

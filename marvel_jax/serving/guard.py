@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marvel_jax.serving.limits import PICTURE_COST, SEARCH_COST, Limits, TokenBuckets
-from marvel_jax.serving.problems import Problem
+from marvel_jax.serving.problems import FAULT, Problem
 
 _COSTS = {"/api/search": SEARCH_COST, "/api/image": PICTURE_COST}
 
@@ -62,10 +62,11 @@ class Guard:
         except Problem as problem:
             if started:  # the answer is under way already: nothing can be said any more
                 raise
-            # What is left of the body is not read: the connection ends.
-            response = problem.response()
-            response.headers["Connection"] = "close"
-            await response(scope, receive, strict)
+            await _refuse(problem, scope, receive, strict)
+        except Exception:
+            if not started:  # the application tells of its own faults; this one is ours
+                await _refuse(Problem(500, "fault", FAULT), scope, receive, strict)
+            raise  # for the log
 
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -78,10 +79,11 @@ class Guard:
                 "or start it with --allow-host NAME.",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and _origin_host(origin) != headers.get("host"):
             raise Problem(403, "other_origin", "Pages of other sites may not ask this server.")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._limits.body_bytes:
+        # A number of thousands of digits is an error to Python, so they are counted first.
+        if not length.isdecimal() or len(length) > 18 or int(length) > self._limits.body_bytes:
             raise self._too_large()
         cost = _COSTS.get(scope["path"])
         if cost is not None:
@@ -124,6 +126,21 @@ class Guard:
             f"The request has more than the {self._limits.body_bytes / 2**20:.1f} MiB that are "
             "taken: make the picture smaller.",
         )
+
+
+async def _refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    # What is left of the body is not read: the connection ends.
+    response = problem.response()
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)
+
+
+def _origin_host(origin: str) -> str | None:
+    """Host and port of an Origin header; None where it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _host_name(host: str) -> str:

@@ -14,12 +14,19 @@ _MOST_CLIENTS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """All limits of a server; each refuses with a 4xx that says what is allowed, or a 503."""
+    """All limits of a server.
+
+    Whoever asks for more is refused with a 4xx that says what is allowed; only an answer that takes
+    longer than `seconds` is a 503.
+    """
 
     body_bytes: int = 12 << 20
     """Of a request: a base64 picture is a third longer than its file."""
     pixels: int = 40_000_000
-    """Of a query's picture: 120 MB when decoded."""
+    """Of a query's picture: 160 MB when decoded, four bytes each; two are decoded at a time."""
+    waiting_pixels: int = 64_000_000
+    """Of all queries' pictures under way, resized as the models take them: 256 MB. Beyond it a
+    picture is not decoded before another query has its answer."""
     text_characters: int = 20_000
     """Of a query's text; the model reads its beginning, as far as its own limit."""
     instruction_characters: int = 1000

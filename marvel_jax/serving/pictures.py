@@ -5,10 +5,19 @@ import binascii
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marvel_jax.data.images import ImageError, image_size, load_image
+from marvel_jax.data.images import (
+    ImageError,
+    ImageGeometry,
+    image_size,
+    load_image,
+    naming,
+    resize,
+    smart_resize,
+)
 from marvel_jax.data.items import Image
 from marvel_jax.serving.problems import Problem
 
@@ -22,11 +31,17 @@ SIZES = {"small": 320, "large": 1280}
 """Longer side of a thumbnail in pixels at most."""
 
 
-def query_picture(encoded: str, *, pixels: int) -> "PIL.Image.Image":
-    """The RGB picture of a base64 text, with or without a `data:` address before it.
+def query_pictures(
+    encoded: str, *, pixels: int, geometries: Sequence[ImageGeometry]
+) -> "list[PIL.Image.Image]":
+    """The RGB picture of a base64 text, with or without a `data:` address, once for each model.
+
+    Each is resized as the model of that geometry would: what waits to be encoded is as small as
+    what the model takes, however large a picture was sent, and its vector is the same.
 
     Raises:
-      Problem: it is no base64, no picture of a known format, broken, or has more pixels than that.
+      Problem: it is no base64, no picture of a known format, broken, of a shape that a model does
+        not take, or has more pixels than that.
     """
     import PIL.Image
 
@@ -58,9 +73,23 @@ def query_picture(encoded: str, *, pixels: int) -> "PIL.Image.Image":
                 f"image: {width} x {height} pixels are more than the {pixels:,} that are taken: "
                 "make it smaller.",
             )
-        return load_image(image)
+        whole = load_image(image)
+        with naming(image, None):
+            return [fitted(whole, geometry) for geometry in geometries]
     except ImageError as error:
         raise Problem(422, "bad_image", f"image: {error}") from None
+
+
+def fitted(picture: "PIL.Image.Image", geometry: ImageGeometry) -> "PIL.Image.Image":
+    """The picture at the size to which `patchify` brings it, which then has nothing to resize.
+
+    Raises:
+      MarvelError: its sides differ too much.
+    """
+    height, width = smart_resize(picture.height, picture.width, geometry)
+    if (height, width) == (picture.height, picture.width):
+        return picture
+    return resize(picture, height, width)
 
 
 class Thumbnails:

@@ -45,3 +45,4 @@ def problem_response(
 
 
 BUSY = "As many searches as this server takes at once are under way: try again in a moment."
+FAULT = "A fault of the server: its log says more."

@@ -53,6 +53,9 @@ class EntryBody(BaseModel):
     name: str = Field(description="What the source calls it.")
     text: str | None
     image: bool = Field(description="Whether /api/image has a picture of it.")
+    gone: bool = Field(
+        False, description="Its picture no longer lies where it did when it was indexed."
+    )
 
 
 class HitBody(EntryBody):
@@ -61,7 +64,9 @@ class HitBody(EntryBody):
     rank: int = Field(description="From 1.")
     score: float = Field(description="Cosine with the query.")
     copies: list[EntryBody] = Field(description="Near-duplicates folded under this one.")
-    rerank_score: float | None = Field(description="The reranker's P(Yes), where it was asked.")
+    rerank_score: float | None = Field(
+        description="The reranker's P(Yes), where it was asked; null where it could not read this."
+    )
     previous_rank: int | None = Field(description="Its rank before the reranker.")
 
 
@@ -78,7 +83,9 @@ class SearchAnswer(BaseModel):
 
     hits: list[HitBody]
     shares: Shares
-    instruction: str | None = Field(description="As the model has read it.")
+    instruction: str | None = Field(
+        description="As the models have read it; null where none was, or none has read anything."
+    )
     method: Method
     dimension: int
     recall: float | None = Field(

@@ -104,15 +104,16 @@ def plan(
         tell=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
     )
     try:
-        rows.extend(planned)  # what is there stays there, when the next one is interrupted
+        rows.extend(planned)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    facts: list[dict[str, Any]] = [row.to_dict() for row in rows]
-    if out is not None:
-        if out.suffix == ".json":
-            write_json(out, facts)
-        else:
-            write_text(out, _csv(facts))
+    finally:  # what is planned is kept, whatever ends the rest
+        facts: list[dict[str, Any]] = [row.to_dict() for row in rows]
+        if out is not None and rows:
+            if out.suffix == ".json":
+                write_json(out, facts)
+            else:
+                write_text(out, _csv(facts))
     return Outcome({"points": facts, "out": out and str(out)}, table(rows), code)
 
 

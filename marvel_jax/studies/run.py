@@ -124,6 +124,9 @@ def run_study(
     while queue:
         one, wait = queue.popleft()
         key = one.keyed.key
+        full = limit is not None and len(spent) >= limit
+        if full and hosts.from_main(partial(_status, folder, key)) is None:
+            continue  # nor is it waited for where another process is at it
         with locked(folder / TRIALS / f".{key}.lock", wait=wait, say=say) as held:
             if not held:
                 queue.append((one, True))
@@ -132,7 +135,7 @@ def run_study(
             if before == "done" or (before == "failed" and not retry):
                 ended.append((one, read_trial(trial_path(folder, key))))
                 continue
-            if limit is not None and len(spent) >= limit:
+            if full:
                 continue
             started = time.perf_counter()
             trial, stopped = _run_trial(one, folder, workdir / STAGES, say)

@@ -26,7 +26,7 @@ def test_index_and_search_a_collection(marvel, failing, made, tiny_model, tmp_pa
     assert {hit["kind"] for hit in ran.json["hits"]} == {"image"}
     assert "picture" in ran.json["instruction"]
     ran = marvel(*search, "--like", "2.png", "--k", 1, "--json")
-    assert [hit["id"] for hit in ran.json["hits"]] == ["2.png"]
+    assert len(ran.json["hits"]) == 1 and ran.json["hits"][0]["id"] != "2.png"
     labelled = tmp_path / "labelled.jsonl"
     labelled.write_text(json.dumps({"image": "source/1.png", "relevant": ["1.png"]}))
     ran = marvel(*search, "--judge", labelled, "--json")

@@ -168,6 +168,63 @@ def test_captions_are_joined_only_when_asked_for(source):
     check_rows(joined)
 
 
+def test_options_left_out_are_as_the_version_before_has_them(source, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "far.png").write_bytes(tiny.picture(8))
+    (source / "1.txt").write_text("a caption")
+    (source / "far.png").symlink_to(other / "far.png")
+    asked = {"roots": (other,), "captions": True, "scann": True, "dimensions": (8,)}
+    first = build(source, compute="bfloat16", **asked).manifest
+    assert not build(source).new
+    (source / "new.txt").write_text("new")
+    second = build(source)
+    assert second.changes.added == 1 and second.encoded == 1 and not second.failures
+    for name in ("roots", "captions", "has_scann", "dimensions", "compute"):
+        assert getattr(second.manifest, name) == getattr(first, name), name
+    assert second.manifest.dimensions == (32, 8) and second.manifest.has_scann
+    assert second.manifest.counts == {"image": 3, "image,text": 1, "text": 3}
+    changed = build(source, dimensions=(4,)).manifest
+    assert changed.dimensions == (32, 4) and changed.has_scann and changed.captions
+    with pytest.raises(MarvelError, match="captions: True; not False"):
+        build(source, captions=False)
+    anew = build(source, again=True).manifest
+    assert (anew.dimensions, anew.has_scann, anew.compute) == ((32, 16), False, "float32")
+    assert anew.failures == 1 and not anew.captions and len(anew.roots) == 1
+
+
+def test_vectors_of_two_types_of_computation_are_not_mixed(source, monkeypatch):
+    monkeypatch.setattr(fresh.encode_fresh, "__kwdefaults__", {
+        **fresh.encode_fresh.__kwdefaults__, "part_items": 1,
+    })  # fmt: skip
+    stopped = FakeEmbedder()
+    stopped.fail_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        build(source, embedder=stopped, compute="bfloat16")
+    embedder = FakeEmbedder()
+    build(source, embedder=embedder)
+    assert len(embedder.seen) == 5  # nothing of what the other run encoded
+    with pytest.raises(MarvelError, match=r"--compute float32, not bfloat16.*--again"):
+        build(source, compute="bfloat16")
+    embedder = FakeEmbedder()
+    again = build(source, embedder=embedder, compute="bfloat16", again=True)
+    assert len(embedder.seen) == 5 and again.manifest.compute == "bfloat16"
+
+
+def test_a_folder_of_pictures_that_is_gone_does_not_empty_it(tmp_path):
+    source, other = tmp_path / "source", tmp_path / "other"
+    source.mkdir()
+    other.mkdir()
+    (other / "far.png").write_bytes(tiny.picture(8))
+    lines = [{"id": "far", "image": str(other / "far.png")}, {"id": "near", "text": "here"}]
+    (source / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build(source / "items.jsonl", roots=(other,))
+    other.rename(tmp_path / "moved")
+    with pytest.raises(MarvelError, match=r"--root .*other, which is no folder now"):
+        build(source / "items.jsonl")
+    assert len(Collection.open(source / "collection")) == 2
+
+
 def test_a_jsonl_with_lines_that_cannot_be_used(tmp_path):
     (tmp_path / "a.png").write_bytes(tiny.picture(0))
     lines = [
@@ -189,9 +246,24 @@ def test_a_jsonl_with_lines_that_cannot_be_used(tmp_path):
     failed = {one.id: one.error for one in built.failures}
     assert set(failed) >= {"gone", "up", "film"} and len(failed) == 5
     assert "cannot be read" in failed["gone"] and "--root" in failed["up"]
-    path.write_text('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n')
-    with pytest.raises(MarvelError, match=r"line 2: id 'a' was used before, at .*line 1"):
-        build(path)
+
+
+def test_of_two_with_one_id_or_two_captions_the_first_is_kept(source):
+    path = source / "items.jsonl"
+    path.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "z"}\n{"id": "a", "text": "y"}')
+    built = build_collection(path, source / "out", model="m", embedder=FakeEmbedder())  # type: ignore[arg-type]
+    collection = Collection.open(built.folder)
+    assert check_rows(collection) == ["a", "b"] and collection.entry(0).text == "x"
+    (failed,) = built.failures
+    assert failed.file.endswith("line 3") and "used before, at" in failed.error
+    assert "line 1" in failed.error
+    (source / "1.txt").write_text("the second")
+    (source / "1.md").write_text("the first")
+    built = build(source, captions=True)
+    collection = Collection.open(built.folder)
+    assert collection.entry(collection.row_of("1.png")).text == "the first"
+    (failed,) = built.failures
+    assert failed.id == "1.txt" and "1.md captions the same picture" in failed.error
 
 
 def test_an_m_beir_folder_and_its_instructions(tiny_corpus, tmp_path):
@@ -225,6 +297,8 @@ def test_a_link_that_was_turned_outside_later_is_not_followed(source, tmp_path):
     (source / "0.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(MarvelError, match="outside of"):
         collection.entry(row)
+    rest = collection.entry(row, gone=True)
+    assert (rest.id, rest.kind, rest.image, rest.parts) == ("0.png", "image", None, ())
 
 
 def test_two_at_once_are_refused(source):

@@ -17,6 +17,7 @@ from marvel_jax.collection.instructions import PRESETS
 from marvel_jax.collection.judge import judge, read_labelled
 from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.exact import top_k
 from marvel_jax.retrieval.store_types import truncate
 from tests import tiny
 from tests.collection.fake import FakeEmbedder
@@ -93,6 +94,78 @@ def test_copies_are_folded_and_leave_k_hits(made):
         assert [hit.row for hit in shown.hits[:2]] == [row, other]
 
 
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """120 copies of one picture and 30 others."""
+    source = tmp_path_factory.mktemp("crowded") / "source"
+    source.mkdir()
+    for number in range(120):
+        (source / f"copy{number:03}.png").write_bytes(tiny.picture(0))
+    for number in range(1, 31):
+        (source / f"other{number:03}.png").write_bytes(tiny.picture(number))
+    built = build_collection(
+        source,
+        source.parent / "collection",
+        model="model",
+        embedder=FakeEmbedder(),  # type: ignore[arg-type]
+        options=BuildOptions(scann=True),
+    )
+    return Collection.open(built.folder)
+
+
+@pytest.mark.parametrize("page", [8192, 32])
+@pytest.mark.parametrize("how", [{}, {"method": "scann"}, {"dimension": 16}])
+def test_however_many_copies_k_others_are_found(crowded, how, page, monkeypatch):
+    monkeypatch.setattr("marvel_jax.collection.collection._PAGE", page)
+    query = crowded.vector(crowded.row_of("copy119.png"))
+    other = crowded.vector(crowded.row_of("other003.png"))
+    for k in (1, 10, 31, 40):
+        few, usual = crowded.search(np.stack([query, other]), k=k, kind="image", **how)
+        assert len(few.hits) == len(usual.hits) == min(k, 31)
+        if k > 1:
+            rows = [crowded.row_of(f"copy{number:03}.png") for number in range(120)]
+            assert [few.hits[0].row, *few.hits[0].copies] == rows
+        assert usual.hits[0].row == crowded.row_of("other003.png")
+        if how.get("dimension") is None:
+            spread = [row for row in range(150) if row not in few.hits[0].copies]
+            assert [hit.row for hit in few.hits] == expected(crowded, query, spread)[:k]
+            assert few.recall == usual.recall == (1.0 if how else None)
+        scores = [hit.score for hit in few.hits]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_copies_that_hide_the_others_of_an_index_of_leaves(crowded, monkeypatch):
+    """An index may find fewer than it is asked for; what it lacks is then searched exactly."""
+    query = crowded.vector(crowded.row_of("copy000.png"))
+    found = crowded._scann.search
+
+    def half(queries, k):
+        top = found(queries, k)
+        top.indices[:, 40:], top.scores[:, 40:] = -1, -np.inf
+        return top
+
+    monkeypatch.setattr("marvel_jax.collection.collection._FEW", 100)
+    monkeypatch.setattr(crowded._scann, "search", half)
+    one = crowded.search(query, k=10, method="scann")[0]
+    assert len(one.hits) == 10 and one.recall == 1.0
+
+
+def test_no_number_of_results_is_a_search_of_its_own(crowded, monkeypatch):
+    """What is compiled depends on the number asked for: few numbers, whatever k is."""
+    asked = set()
+
+    def count(queries, store, k, **options):
+        asked.add(k)
+        return top_k(queries, store, k, **options)
+
+    monkeypatch.setattr("marvel_jax.collection.collection.top_k", count)
+    query = crowded.vector(crowded.row_of("other001.png"))
+    for k in range(1, 24):
+        crowded.search(query, k=k, dimension=16)
+        crowded.search(query, k=k, method="scann")
+    assert asked <= {32, 64, 128, 150}
+
+
 def test_what_is_a_copy():
     near = np.array([1.0, np.tan(np.arccos(SAME_PICTURE)) * 0.99])
     far = np.array([1.0, np.tan(np.arccos(SAME_PICTURE)) * 1.01])
@@ -100,7 +173,7 @@ def test_what_is_a_copy():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def groups(*shown: Shown) -> list[tuple[int, tuple[int, ...]]]:
-        return [tuple(group) for group in fold_copies(shown, vectors[: len(shown)])]
+        return [tuple(group) for group in fold_copies(zip(shown, vectors, strict=False))]
 
     def picture(content: str, *texts: str) -> Shown:
         return Shown(content, texts, pictured=True)

@@ -3,6 +3,8 @@ import json
 import warnings
 
 import numpy as np
+import PIL.EpsImagePlugin
+import PIL.features
 import PIL.Image
 import PIL.ImageOps
 import pytest
@@ -151,6 +153,30 @@ def test_every_kind_of_source_gives_the_same_patches(tmp_path) -> None:
 def test_size_reads_the_header_only() -> None:
     stored = samples.png(300, 200)
     assert images.image_size(Image(stored[:100])) == (300, 200)
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_every_format_that_is_named_is_read(kind: str) -> None:
+    if kind == "AVIF" and not PIL.features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    loaded = images.load_image(Image(encoded(samples.picture(20, 30), kind)))
+    assert loaded.mode == "RGB" and loaded.size == (30, 20)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM"])
+def test_no_other_format_is_opened_whatever_the_file_is_called(tmp_path, kind, monkeypatch) -> None:
+    """Pillow gives an EPS to Ghostscript, which runs what stands in it."""
+
+    def ran(*args, **options):
+        pytest.fail("a program is run")
+
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", ran)
+    path = tmp_path / "photo.png"
+    path.write_bytes(encoded(samples.picture(20, 30), kind))
+    for source in (path, path.read_bytes()):
+        for read in (images.load_image, images.image_size):
+            with pytest.raises(MarvelError, match=r"of a format that is read \(JPEG, PNG"):
+                read(Image(source))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_tutorials_set_is_read_and_scored(tmp_path):
     put(folder / "products.csv", "id,file\n1,red.jpg\n2,yellow.jpg\n3,blue.jpg\n")
     put(folder / "questions.csv", "id,question,products\na,red,1 2\nb,yellow,3\n")
     loaded = find_protocol(str(tmp_path / "products.py")).load(folder)
-    scores = evaluate_protocol(ColourEmbedder(), loaded, workdir=tmp_path / "run")
+    scores = evaluate_protocol(ColourEmbedder(), loaded, workdir=tmp_path / "run").scores
     # a: both answers first. b: yellow, red, and only then blue.
     assert scores.tests[0].scores["mAP@10"].mean == pytest.approx((1 + 1 / 3) / 2)
     put(tmp_path / "other.py", "protocol = 3\n")

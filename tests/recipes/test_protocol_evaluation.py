@@ -34,7 +34,8 @@ def write(name: str, folder: Path) -> Path:
 
 def run(name: str, folder: Path, workdir: Path, embedder=None, **options):
     loaded = registry.find(name).load(folder)
-    return evaluate_protocol(embedder or ColourEmbedder(), loaded, workdir=workdir, **options)
+    made = embedder or ColourEmbedder()
+    return evaluate_protocol(made, loaded, workdir=workdir, **options).scores
 
 
 def test_every_set_has_a_fixture():
@@ -140,7 +141,7 @@ def test_unknown_protocols(protocol, message):
 
 def test_flags_of_mbeir_are_refused_and_so_is_a_folder_that_is_not_there(tmp_path):
     asked = {"protocol": "coco", "data": tmp_path / "none", "workdir": tmp_path / "run"}
-    with pytest.raises(MarvelError, match="--reranker with --protocol"):
-        evaluate_on("model", **asked, unused=["--reranker"])
+    with pytest.raises(MarvelError, match="--exact-only with --protocol"):
+        evaluate_on("model", **asked, unused=["--exact-only"])
     with pytest.raises(MarvelError, match=r"none is not a folder: COCO 5K is expected as coco_im"):
         evaluate_on("model", **asked)

@@ -1,7 +1,6 @@
 """An application on a fake collection."""
 
 import base64
-import time
 
 import pytest
 
@@ -40,11 +39,13 @@ def serve(collection):
         client.__enter__()
         clients.append(client)
         client.service = service
-        while wait and not service.warm:
-            time.sleep(0.005)
+        if wait:
+            fakes.until(lambda: service.warm)
         return client
 
     yield make
+    for client in clients:  # a test that failed meanwhile may have left it waiting
+        client.service.embedder.may_go.set()
     for client in clients:
         client.__exit__(None, None, None)
 

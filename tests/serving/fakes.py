@@ -3,32 +3,28 @@
 import io
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 
+from marvel_jax.collection.collection import Found, Hit
 from marvel_jax.collection.entry import Entry
-from marvel_jax.data.images import ImageError
+from marvel_jax.data.images import ImageError, ImageGeometry, load_image
 from marvel_jax.data.items import Item
 from marvel_jax.errors import MarvelError
 
 WIDTH = 16
 
 
-class Hit(NamedTuple):
-    row: int
-    score: float
-    copies: tuple[int, ...]
-
-
-class Found(NamedTuple):
-    hits: tuple[Hit, ...]
-    search_ms: float
-    recall: float | None
+def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    """Waits for what comes soon, however busy the machine; what never comes fails."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
 
 
 def picture(colour: tuple[int, int, int], *, size: tuple[int, int] = (40, 30)) -> bytes:
@@ -51,7 +47,8 @@ def vector_of(text: str, colour: Sequence[float] | None) -> np.ndarray:
 class FakeEmbedder:
     """Knows each query it was given; can be slow, and can fail on a word."""
 
-    def __init__(self, *, seconds: float = 0.0) -> None:
+    def __init__(self, *, seconds: float = 0.0, max_pixels: int = 4 * 28 * 28) -> None:
+        self.processor = SimpleNamespace(geometry=ImageGeometry(max_pixels=max_pixels))
         self.batches: list[list[Item]] = []
         self.seconds = seconds
         self.entered = threading.Event()
@@ -80,9 +77,17 @@ class FakeEmbedder:
 
 
 class FakeReranker:
-    """Likes what comes last."""
+    """Likes what comes last, and reads pictures."""
+
+    def __init__(self, *, max_pixels: int = 4 * 28 * 28) -> None:
+        self.processor = SimpleNamespace(geometry=ImageGeometry(max_pixels=max_pixels))
+        self.queries: list[Item] = []
 
     def score(self, pairs, *, steady):
+        self.queries += [query for query, _ in pairs]
+        for _, candidate in pairs:
+            for image in candidate.images:
+                load_image(image)
         assert all(candidate.instruction is None for _, candidate in pairs)
         return SimpleNamespace(p_yes=np.linspace(0.1, 0.9, len(pairs)))
 

@@ -128,6 +128,23 @@ def test_what_cannot_be_answered_is_refused_in_one_shape(serve, request_, status
     assert set(answer.json()) == {"error", "code"} and answer.json()["error"].endswith(".")
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"text": "\xff"}', b"[" * 100_000, b"{", b"", b'{"text": "x", "k": NaN}', b"\x00"]
+)
+def test_a_body_that_is_no_json_is_refused_in_the_same_shape(serve, body):
+    answer = serve().post("/api/search", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert set(answer.json()) == {"error", "code"}
+
+
+def test_an_instruction_that_nothing_has_read_is_not_told(serve):
+    client = serve(reranker=fakes.FakeReranker())
+    asked = {"like": "a/apple.png", "instruction": "Find it."}
+    assert ask(client, **asked).json()["instruction"] is None
+    assert ask(client, **asked, text="x").json()["instruction"] == "Find it."
+    assert ask(client, **asked, rerank=True).json()["instruction"] == "Find it."
+
+
 def test_a_truncated_picture_an_eps_and_a_bomb_are_refused(serve, tmp_path):
     client = serve(pixels=5000)
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
@@ -142,20 +159,27 @@ def test_a_truncated_picture_an_eps_and_a_bomb_are_refused(serve, tmp_path):
 
 def test_one_unusable_query_does_not_spoil_its_batch(serve):
     embedder = fakes.FakeEmbedder()
-    client = serve(embedder=embedder, batch_wait_ms=500, batch=3)
+    client = serve(embedder=embedder, batch_wait_ms=0)
     warmed = len(embedder.batches)
+    embedder.entered.clear()
+    embedder.may_go.clear()
     answers = {}
 
     def send(words):
         answers[words] = ask(client, text=words).status_code
 
-    threads = [threading.Thread(target=send, args=(w,)) for w in ("one", "broken", "two")]
-    for thread in threads:
+    words = ("first", "one", "broken", "two")
+    threads = [threading.Thread(target=send, args=(one,)) for one in words]
+    threads[0].start()
+    assert embedder.entered.wait(60)
+    for thread in threads[1:]:  # while the device works, they gather
         thread.start()
+    fakes.until(lambda: client.service._batcher._queue.qsize() == 3)
+    embedder.may_go.set()
     for thread in threads:
         thread.join()
-    assert answers == {"one": 200, "broken": 422, "two": 200}
-    assert [len(batch) for batch in embedder.batches[warmed:]] == [3]
+    assert answers == {"first": 200, "one": 200, "broken": 422, "two": 200}
+    assert [len(batch) for batch in embedder.batches[warmed:]] == [1, 3]
 
 
 def test_entries_and_pictures_tell_no_path(serve, collection):
@@ -167,6 +191,7 @@ def test_entries_and_pictures_tell_no_path(serve, collection):
         "name": "name of b/sea.png",
         "text": "the sea at night",
         "image": True,
+        "gone": False,
     }
     made = client.get("/api/image", params={"id": "b/sea.png"})
     assert made.headers["content-type"] == "image/webp"
@@ -185,9 +210,9 @@ def test_a_picture_that_is_gone_is_told_without_its_path(serve, collection):
     client = serve(said=said)
     collection.entries[0].image.unlink()
     collection.entries[2].image.write_bytes(b"no picture any more")
-    for id in ("a/apple.png", "a/lime.png"):
+    for id, refusal in (("a/apple.png", (404, "gone")), ("a/lime.png", (409, "changed"))):
         answer = client.get("/api/image", params={"id": id})
-        assert (answer.status_code, answer.json()["code"]) == (409, "changed")
+        assert (answer.status_code, answer.json()["code"]) == refusal
         assert str(collection.folder) not in answer.text
     assert len(said) == 2
 

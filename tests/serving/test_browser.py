@@ -96,19 +96,19 @@ def shown(page):
     return page.locator(".hits .hit").evaluate_all("all => all.map(one => one.dataset.id)")
 
 
-def drop(page, content):
+def drop(page, content, *, name="a.png", media_type="image/png"):
     page.evaluate(
-        """bytes => {
-            const file = new File([new Uint8Array(bytes)], "a.png", { type: "image/png" });
+        """([bytes, name, type]) => {
+            const file = new File([new Uint8Array(bytes)], name, { type });
             const moved = new DataTransfer();
             moved.items.add(file);
-            for (const type of ["dragenter", "dragover", "drop"]) {
+            for (const one of ["dragenter", "dragover", "drop"]) {
                 document.body.dispatchEvent(
-                    new DragEvent(type, { dataTransfer: moved, bubbles: true, cancelable: true })
+                    new DragEvent(one, { dataTransfer: moved, bubbles: true, cancelable: true })
                 );
             }
         }""",
-        list(content),
+        [list(content), name, media_type],
     )
 
 
@@ -168,6 +168,102 @@ def test_the_keyboard_alone_does_it(page):
     assert page.evaluate("document.activeElement.className") == "like"
     page.keyboard.press("Enter")
     page.wait_for_url("**like=**")
+
+
+def test_a_picture_is_enlarged_by_the_keyboard_alone(page):
+    search(page, "red apple")
+    page.locator(".hit[data-id='a/lime.png']").focus()
+    page.keyboard.press("Enter")
+    page.locator("#large[open] img").wait_for()
+    assert "size=large" in page.locator("#large img").get_attribute("src")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.dataset.id") == "a/lime.png"
+    page.locator(".hit[data-id='text/2']").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#large[open]").count() == 0
+
+
+def test_an_answer_that_comes_late_leaves_the_start_page_alone(page, address):
+    held = []
+    page.route("**/api/search", lambda route: held.append(route))
+    page.locator("#text").fill("a green lime")
+    page.keyboard.press("Enter")
+    page.locator("body.busy").wait_for()
+    page.locator("#text").fill("")
+    page.keyboard.press("Enter")
+    page.locator(".welcome").wait_for()
+    assert page.locator("body.busy").count() == 0
+    with page.expect_response("**/api/search"):
+        held[0].continue_()
+    page.evaluate("new Promise(done => setTimeout(done, 200))")
+    assert page.url == address and page.locator(".hits").count() == 0
+    assert page.locator(".welcome").count() == 1 and page.locator("#status").inner_text() == ""
+
+
+def test_back_twice_quickly_shows_the_last_address_only(page):
+    search(page, "blue water")
+    page.locator(".hit[data-id='b/sea.png'] .like").click()
+    done(page)
+    search(page, "a green lime")
+    held = []
+    page.route("**/api/item?*", lambda route: held.append(route))
+    page.go_back()  # to "like", whose entry is asked for
+    while not held:
+        page.wait_for_timeout(20)
+    page.go_back()
+    playwright.expect(page.locator("#text")).to_have_value("blue water", timeout=SECONDS)
+    done(page)
+    before = shown(page)
+    with page.expect_response("**/api/item?*"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    assert page.locator(".chip").count() == 0 and shown(page) == before
+    assert page.locator("#text").input_value() == "blue water"
+
+
+def test_what_is_no_picture_is_refused_and_text_may_be_dropped(page):
+    drop(page, b"words", name="a.txt", media_type="text/plain")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "a.txt" in page.locator("#problem").inner_text()
+    assert page.locator(".chip").count() == 0
+    page.locator("#file").set_input_files(
+        {"name": "b.png", "mimeType": "image/png", "buffer": fakes.picture((205, 25, 25))}
+    )
+    done(page)
+    assert shown(page)[0].startswith("a/apple") and not page.locator("#problem").is_visible()
+    prevented = page.evaluate(
+        """() => ["text/plain", "file"].map(kind => {
+            const moved = new DataTransfer();
+            if (kind === "file") moved.items.add(new File([], "c.txt"));
+            else moved.setData(kind, "words");
+            const options = { dataTransfer: moved, bubbles: true, cancelable: true };
+            return !document.body.dispatchEvent(new DragEvent("drop", options));
+        })"""
+    )
+    assert prevented == [False, True]
+
+
+def test_two_instructions_are_not_compared_where_nothing_reads_them(page):
+    page.locator("#beside").check()
+    search(page, "red apple")
+    assert page.locator(".column").count() == 2
+    page.locator(".hit[data-id='a/lime.png'] .like").first.click()
+    page.wait_for_url("**like=**")
+    done(page)
+    assert page.locator(".column").count() == 1 and page.locator(".hits h2").count() == 0
+
+
+def test_a_picture_that_has_gone_is_told(page):
+    def gone(route):
+        answer = route.fetch().json()
+        for hit in answer["hits"]:
+            hit["image"], hit["gone"] = False, hit["image"]
+        route.fulfill(json=answer)
+
+    page.route("**/api/search", gone)
+    search(page, "a green lime")
+    assert "gone" in page.locator(".hit[data-id='a/lime.png'] .face").inner_text()
+    assert "gone" not in page.locator(".hit[data-id='text/2'] .face").inner_text()
 
 
 def test_markup_of_a_corpus_is_shown_as_text(page):

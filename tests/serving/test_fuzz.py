@@ -16,7 +16,9 @@ def schema(tmp_path):
     """Of a server of its own: schemathesis ends the application with every test."""
     from marvel_jax.serving.app import create_app
 
-    app = create_app(fakes.fruit_service(tmp_path), hosts=["testserver"])
+    service = fakes.fruit_service(tmp_path)
+    service.warm_up()  # /readyz is no fault then
+    app = create_app(service, hosts=["testserver"])
     return schemathesis.openapi.from_asgi("/api/openapi.json", app)
 
 
@@ -27,16 +29,18 @@ OPERATIONS = (
     ("GET", "/api/image"),
     ("GET", "/api/collection"),
     ("GET", "/healthz"),
+    ("GET", "/readyz"),
 )
 
 
 # Not by schemathesis' own decorator: it does not work in pytest 9.2 with its subtests.
+@pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_no_request_is_a_fault(schema, method, path):
+def test_no_request_is_a_fault(schema, method, path, examples):
     operation = schema[path][method]
 
     @hypothesis.settings(
-        max_examples=10,
+        max_examples=examples,
         derandomize=True,
         deadline=None,
         database=None,

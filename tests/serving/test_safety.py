@@ -75,6 +75,8 @@ def test_pages_of_other_sites_may_not_ask(serve):
         ("http://127.0.0.1:8765", 200),
         ("http://evil.example", 403),
         ("null", 403),
+        ("http://[", 403),
+        ("", 403),
     ):
         answer = client.post("/api/search", json={"text": "x"}, headers={"origin": origin})
         assert answer.status_code == status
@@ -84,9 +86,30 @@ def test_pages_of_other_sites_may_not_ask(serve):
     assert plain.status_code == 422
 
 
+def test_a_length_of_thousands_of_digits_is_only_too_large(serve):
+    answer = serve().post("/api/search", content=b"{}", headers={"content-length": "9" * 5000})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+def test_a_fault_of_the_guard_is_an_answer_like_any_other(serve, monkeypatch):
+    from marvel_jax.serving import guard
+
+    monkeypatch.setattr(guard, "_host_name", lambda host: 1 // 0)
+    answer = serve().get("/api/collection")
+    assert (answer.status_code, answer.json()["code"]) == (500, "fault")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 def test_every_answer_keeps_a_browser_strict(serve):
     client = serve()
-    for path in ("/", "/app.js", "/api/collection", "/nothing", "/api/image?id=a/lime.png"):
+    for path in (
+        "/",
+        "/app.js",
+        "/picture.js",
+        "/api/collection",
+        "/nothing",
+        "/api/image?id=a/lime.png",
+    ):
         headers = client.get(path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy and "script-src 'self'" in policy
@@ -104,6 +127,10 @@ def test_unknown_pages_and_methods_have_the_same_shape(serve):
         assert answer.status_code == status and set(answer.json()) == {"error", "code"}
 
 
+def under_way(client):
+    return client.service.metrics.under_way._value.get()
+
+
 def test_beyond_the_queue_a_client_is_told_to_come_again(serve):
     embedder = fakes.FakeEmbedder()
     client = serve(embedder=embedder, queue=2, batch_wait_ms=0)
@@ -118,10 +145,10 @@ def test_beyond_the_queue_a_client_is_told_to_come_again(serve):
     for thread in threads:
         thread.start()
     assert embedder.entered.wait(30)
-    while client.service.metrics.under_way._value.get() < 2:
-        pass
+    fakes.until(lambda: under_way(client) == 2)
     refused = client.post("/api/search", json={"text": "x"})
-    assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+    assert (refused.status_code, refused.json()["code"]) == (429, "busy")
+    assert refused.headers["retry-after"] == "1"
     embedder.may_go.set()
     for thread in threads:
         thread.join()
@@ -142,8 +169,7 @@ def test_queries_that_come_while_the_device_works_go_together(serve):
     assert embedder.entered.wait(30)
     for thread in threads[1:]:
         thread.start()
-    while client.service.metrics.under_way._value.get() < 5:
-        pass
+    fakes.until(lambda: under_way(client) == 5)
     embedder.may_go.set()
     for thread in threads:
         thread.join()
@@ -164,8 +190,7 @@ def test_health_readiness_and_metrics(serve):
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").status_code == 503
     embedder.may_go.set()
-    while client.get("/readyz").status_code != 200:
-        pass
+    fakes.until(lambda: client.get("/readyz").status_code == 200)
     client.get("/api/search", params={"text": "x"})
     client.get("/wp-admin.php")
     told = client.get("/metrics").text

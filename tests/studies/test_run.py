@@ -16,7 +16,7 @@ from marvel_jax.recipes.recipe import Recipe
 from marvel_jax.recipes.stages import Subset
 from marvel_jax.studies.axes import Axis
 from marvel_jax.studies.locks import locked
-from marvel_jax.studies.run import EXIT_FAILED_TRIALS, describe_study, run_study
+from marvel_jax.studies.run import EXIT_FAILED_TRIALS, describe_study, planned, run_study
 from marvel_jax.studies.study import Metric, Study, load_study
 from marvel_jax.studies.trial import Trial, read_trials, write_trial
 
@@ -81,6 +81,22 @@ def test_what_has_ended_does_not_run_again_and_a_limit_counts_the_others(study, 
     before = list(ran)
     assert run_study(study, tmp_path, name="shares").facts["done"] == 4
     assert ran == before
+
+
+def test_beyond_its_limit_nothing_is_waited_for(study, tmp_path, ran):
+    run_study(study, tmp_path, name="shares", limit=1)
+    third = planned(study)[2].keyed.key
+    outcome = []
+
+    def one_more():
+        outcome.append(run_study(study, tmp_path, name="shares", limit=1))
+
+    with locked(tmp_path / "shares" / "trials" / f".{third}.lock"):  # another process is at it
+        thread = threading.Thread(target=one_more, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive(), "waits for a trial that it would not run"
+    assert outcome[0].facts["open"] == 4  # the second trial, which fails, was the one more
 
 
 def test_retry_runs_what_failed_and_nothing_else(study, tmp_path, ran, monkeypatch):

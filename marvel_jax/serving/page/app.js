@@ -1,17 +1,18 @@
 // The page: what a person has asked for, in the form and in the address, and the search for it.
 
-import { column, imageAddress, make, moveFocus } from "./results.js";
+import { forgetPicture, listenForPictures, picture } from "./picture.js";
+import { column, imageAddress, make, moveFocus, welcome } from "./results.js";
 
 const at = (id) => document.getElementById(id);
 const form = at("form");
-const state = { image: null, imageUrl: null, like: null, likeEntry: null, chosen: false };
+const state = { like: null, likeEntry: null, chosen: false };
 let about = null;
-let latest = 0;
+let latest = 0; // what was asked for last; an answer to anything before it is not shown
 
 const kind = () => form.elements.kind.value;
 const queryKind = () => {
   const text = at("text").value.trim() !== "";
-  return state.image ? (text ? "image,text" : "image") : "text";
+  return picture.data ? (text ? "image,text" : "image") : "text";
 };
 
 async function ask(address, options) {
@@ -40,7 +41,7 @@ function request(instruction) {
   asked.collapse = at("collapse").checked;
   asked.rerank = at("rerank").checked;
   if (at("text").value.trim()) asked.text = at("text").value;
-  if (state.image) asked.image = state.image;
+  if (picture.data) asked.image = picture.data;
   if (state.like) asked.like = state.like;
   return asked;
 }
@@ -76,9 +77,9 @@ function showChips() {
         make("button", { type: "button", "aria-label": `Remove ${name}`, text: "×", onclick: remove }),
       ),
     );
-  if (state.image) {
-    chip(state.imageUrl, "your picture", "the picture", () => {
-      forgetImage();
+  if (picture.data) {
+    chip(picture.address, "your picture", "the picture", () => {
+      forgetPicture();
       changed();
     });
   }
@@ -96,32 +97,6 @@ function changed() {
   showChips();
   fitPresets();
   at("text").focus();
-}
-
-function forgetImage() {
-  if (state.imageUrl) URL.revokeObjectURL(state.imageUrl);
-  state.image = state.imageUrl = null;
-}
-
-function takeImage(file) {
-  if (!file) return;
-  const most = Math.floor((about.limits.body_bytes - 65536) * 0.74);
-  if (file.size > most) {
-    showProblem(`This picture has ${(file.size / 2 ** 20).toFixed(1)} MiB; at most ` +
-      `${(most / 2 ** 20).toFixed(1)} are taken. Make it smaller.`);
-    return;
-  }
-  const reader = new FileReader();
-  reader.addEventListener("load", () => {
-    forgetImage();
-    state.image = reader.result.slice(reader.result.indexOf(",") + 1);
-    state.imageUrl = URL.createObjectURL(file);
-    showChips();
-    fitPresets();
-    search();
-  });
-  reader.addEventListener("error", () => showProblem("This picture could not be read."));
-  reader.readAsDataURL(file);
 }
 
 // --- the address ---------------------------------------------------------------------------------
@@ -143,9 +118,23 @@ function toAddress() {
   return search ? "/?" + search : "/";
 }
 
-async function fromAddress() {
+// Fills the form from the address and searches: at the start, by Back, and by the home link.
+async function follow() {
+  const mine = ++latest;
   const asked = new URLSearchParams(location.search);
-  forgetImage();
+  let like = asked.get("like");
+  let likeEntry = null;
+  let problem = "";
+  if (like) {
+    try {
+      likeEntry = await ask("/api/item?" + new URLSearchParams({ id: like }));
+    } catch (error) {
+      like = null;
+      problem = error.message;
+    }
+    if (mine !== latest) return; // another address, or another search, has come meanwhile
+  }
+  forgetPicture();
   at("text").value = asked.get("q") || "";
   const wanted = form.querySelector(`input[name=kind][value="${CSS.escape(asked.get("kind") || "")}"]`);
   (wanted || form.querySelector("input[name=kind]")).checked = true;
@@ -160,19 +149,12 @@ async function fromAddress() {
   at("dimension").value = String(about.dimensions.includes(width) ? width : about.dimensions[0]);
   at("collapse").checked = !asked.has("copies");
   at("rerank").checked = asked.has("rerank") && about.reranker;
-  state.like = asked.get("like");
-  state.likeEntry = null;
-  if (state.like) {
-    try {
-      state.likeEntry = await ask("/api/item?" + new URLSearchParams({ id: state.like }));
-    } catch (error) {
-      state.like = null;
-      showProblem(error.message);
-    }
-  }
+  state.like = like;
+  state.likeEntry = likeEntry;
   grow();
   showChips();
   fitPresets();
+  await search({ record: false, problem });
 }
 
 // --- the search ----------------------------------------------------------------------------------
@@ -182,23 +164,27 @@ function showProblem(sentence) {
   at("problem").hidden = !sentence;
 }
 
-async function search({ record = true } = {}) {
-  if (!state.image && !state.like && !at("text").value.trim()) {
-    at("results").replaceChildren(welcome());
+async function search({ record = true, problem = "" } = {}) {
+  const mine = ++latest;
+  showProblem(problem);
+  document.body.classList.remove("busy");
+  const read = picture.data || at("text").value.trim();
+  if (!read && !state.like) {
+    at("results").replaceChildren(welcome(about));
     document.title = about.name;
     if (record && location.search) history.pushState(null, "", "/");
     at("status").textContent = "";
     return;
   }
-  const mine = ++latest;
   if (record && toAddress() !== location.pathname + location.search) {
     history.pushState(null, "", toAddress());
   }
-  showProblem("");
   document.body.classList.add("busy");
   at("status").textContent = "Searching…";
   const instructions = [at("instruction").value];
-  if (at("beside").checked) instructions.push(at("instruction2").value);
+  // An entry's own vector alone is under no instruction: both would be the same.
+  const compared = at("beside").checked && (read || at("rerank").checked);
+  if (compared) instructions.push(at("instruction2").value);
   try {
     const answers = await Promise.all(
       instructions.map((instruction) =>
@@ -210,12 +196,12 @@ async function search({ record = true } = {}) {
       ),
     );
     if (mine !== latest) return;
-    const shown = { wanted: kind(), titled: answers.length > 1 };
+    const shown = { wanted: kind(), titled: answers.length > 1, liked: Boolean(state.like) };
     const columns = answers.map((answer) => column(answer, { like, enlarge }, shown));
     at("results").replaceChildren(...columns);
     at("results").classList.toggle("beside", answers.length > 1);
     const count = answers[0].hits.length;
-    const lost = state.image ? " The address cannot hold your picture; all else is in it." : "";
+    const lost = picture.data ? " The address cannot hold your picture; all else is in it." : "";
     at("status").textContent =
       `${count} ${count === 1 ? "result" : "results"} in ${Math.round(answers[0].total_ms)} ms.${lost}`;
     document.title = `${at("text").value.trim().slice(0, 60) || "more like this"} · ${about.name}`;
@@ -230,7 +216,7 @@ async function search({ record = true } = {}) {
 }
 
 function like(hit) {
-  forgetImage();
+  forgetPicture();
   state.like = hit.id;
   state.likeEntry = hit;
   at("text").value = "";
@@ -249,28 +235,6 @@ function enlarge(hit) {
     make("p", { dir: "auto", text: hit.text || hit.name }),
   );
   at("large").showModal();
-}
-
-function welcome() {
-  const counts = Object.entries(about.counts).filter(([, count]) => count);
-  const names = { image: "images", text: "texts", "image,text": "images with text" };
-  const tiles = counts.map(([one, count]) =>
-    make(
-      "li",
-      { class: one.replace(",", "-") },
-      make("strong", { text: count.toLocaleString("en") }),
-      make("span", { text: names[one] }),
-    ),
-  );
-  return make(
-    "div",
-    { class: "welcome" },
-    make("ul", {}, ...tiles),
-    make("p", {
-      class: "quiet",
-      text: "Search them by words in any language, by a picture, or by a picture and what should differ.",
-    }),
-  );
 }
 
 // --- the form ------------------------------------------------------------------------------------
@@ -315,32 +279,14 @@ function listen() {
       search();
     });
   }
-  at("pick").addEventListener("click", () => at("file").click());
-  at("file").addEventListener("change", () => {
-    takeImage(at("file").files[0]);
-    at("file").value = "";
-  });
-  document.addEventListener("paste", (event) => {
-    const files = [...(event.clipboardData?.files || [])];
-    const picture = files.find((file) => file.type.startsWith("image/"));
-    if (picture) {
-      event.preventDefault();
-      takeImage(picture);
-    }
-  });
-  const over = (event) => {
-    if (![...event.dataTransfer.types].includes("Files")) return;
-    event.preventDefault();
-    document.body.classList.add("dropping");
-  };
-  document.addEventListener("dragenter", over);
-  document.addEventListener("dragover", over);
-  document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) document.body.classList.remove("dropping");
-  });
-  document.addEventListener("drop", (event) => {
-    document.body.classList.remove("dropping");
-    takeImage(event.dataTransfer.files[0]);
+  listenForPictures(at("pick"), at("file"), {
+    most: Math.floor((about.limits.body_bytes - 65536) * 0.74),
+    taken: () => {
+      showChips();
+      fitPresets();
+      search();
+    },
+    refused: showProblem,
   });
   document.addEventListener("keydown", (event) => {
     const typing = event.target.matches("input, textarea, select");
@@ -361,16 +307,12 @@ function listen() {
   at("large").addEventListener("click", (event) => {
     if (event.target === at("large")) at("large").close();
   });
-  addEventListener("popstate", async () => {
-    await fromAddress();
-    search({ record: false });
-  });
+  addEventListener("popstate", follow);
   at("home").addEventListener("click", async (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     history.pushState(null, "", "/");
-    await fromAddress();
-    search({ record: false });
+    await follow();
     at("text").focus();
   });
 }
@@ -392,13 +334,8 @@ async function start() {
   );
   at("rerank-box").hidden = !about.reranker;
   listen();
-  await fromAddress();
-  await search({ record: false });
+  await follow();
   if (!location.search) at("text").focus();
 }
 
-// Until the page listens, a dropped picture must not be opened in its place.
-for (const type of ["dragover", "drop"]) {
-  document.addEventListener(type, (event) => event.preventDefault());
-}
 start().finally(() => document.body.classList.remove("starting"));

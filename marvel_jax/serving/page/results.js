@@ -92,6 +92,9 @@ function content(entry, small) {
       }),
     );
   }
+  if (entry.gone) {
+    parts.push(make("p", { class: "gone", text: "Its picture has gone since it was indexed." }));
+  }
   if (entry.text !== null && !small) {
     parts.push(make("p", { class: "text", dir: "auto", lang: "", text: entry.text }));
   }
@@ -121,7 +124,7 @@ function card(hit, actions) {
   if (hit.image) {
     face.querySelector("img").addEventListener("click", () => actions.enlarge(hit));
   }
-  return make(
+  const made = make(
     "li",
     { class: "hit " + hit.kind.replace(",", "-"), tabindex: "0", "data-id": hit.id, "aria-label": label },
     make(
@@ -148,19 +151,49 @@ function card(hit, actions) {
     ),
     copies(hit),
   );
+  made.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target === made && hit.image) {
+      event.preventDefault();
+      actions.enlarge(hit);
+    }
+  });
+  return made;
 }
 
-export function column(answer, actions, { wanted, titled }) {
+export function column(answer, actions, { wanted, titled, liked }) {
   const title = titled
     ? make("h2", { dir: "auto", text: answer.instruction || "Without an instruction" })
     : null;
   const list = make("ol", { class: "hits" }, ...answer.hits.map((hit) => card(hit, actions)));
+  const none = liked ? "Nothing else of this kind is" : "Nothing of this kind is";
   const nothing = answer.hits.length
     ? null
-    : make("p", { class: "nothing", text: "Nothing of this kind is in the collection." });
+    : make("p", { class: "nothing", text: `${none} in the collection.` });
   const bar = answer.hits.length ? shares(answer, wanted) : null;
   const head = make("div", { class: "head" }, title, bar, costs(answer));
   return make("div", { class: "column" }, head, nothing, list);
+}
+
+export function welcome(about) {
+  const counts = Object.entries(about.counts).filter(([, count]) => count);
+  const names = { image: "images", text: "texts", "image,text": "images with text" };
+  const tiles = counts.map(([one, count]) =>
+    make(
+      "li",
+      { class: one.replace(",", "-") },
+      make("strong", { text: count.toLocaleString("en") }),
+      make("span", { text: names[one] }),
+    ),
+  );
+  return make(
+    "div",
+    { class: "welcome" },
+    make("ul", {}, ...tiles),
+    make("p", {
+      class: "quiet",
+      text: "Search them by words in any language, by a picture, or by a picture and what should differ.",
+    }),
+  );
 }
 
 // Arrow keys among cards: left and right by one, up and down by a row as it lies on the screen.
