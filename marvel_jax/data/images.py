@@ -300,13 +300,13 @@ def _open(image: Image, item_id: str | None) -> "PIL.Image.Image":
         if is_pillow(source):
             opened = cast("PIL.Image.Image", source)
         elif isinstance(source, bytes):
-            opened = PIL.Image.open(io.BytesIO(source), formats=_formats())
+            opened = PIL.Image.open(io.BytesIO(source), formats=known_formats())
         else:
-            opened = PIL.Image.open(cast(str | Path, source), formats=_formats())
+            opened = PIL.Image.open(cast(str | Path, source), formats=known_formats())
     except FileNotFoundError as error:
         raise unreadable(image, item_id, "the file does not exist") from error
     except PIL.UnidentifiedImageError as error:
-        known = ", ".join(_formats())
+        known = ", ".join(known_formats())
         reason = f"it is not an image of a format that is read ({known})"
         raise unreadable(image, item_id, reason) from error
     except MemoryError:
@@ -327,8 +327,8 @@ def _open(image: Image, item_id: str | None) -> "PIL.Image.Image":
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow has."""
+def known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has, to open pictures with."""
     import PIL.Image
 
     PIL.Image.init()

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marvel_jax.data.images import (
+    FORMATS,
     ImageError,
     ImageGeometry,
     image_size,
+    known_formats,
     load_image,
     naming,
     resize,
@@ -23,9 +25,6 @@ from marvel_jax.serving.problems import Problem
 
 if TYPE_CHECKING:
     import PIL.Image
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""What is decoded for strangers: Pillow knows formats that run other programs (EPS)."""
 
 SIZES = {"small": 320, "large": 1280}
 """Longer side of a thumbnail in pixels at most."""
@@ -54,7 +53,7 @@ def query_pictures(
             422, "bad_image", "image: expected a picture's bytes in base64, found something else."
         ) from None
     try:
-        opened = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
+        opened = PIL.Image.open(io.BytesIO(content), formats=known_formats())
     except MemoryError:
         raise
     except Exception:  # what Pillow's readers raise for broken files has no end
