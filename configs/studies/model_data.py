@@ -4,10 +4,11 @@ marvel study run configs/studies/model_data.py --workdir runs/studies
 marvel study report runs/studies/model_data
 
 Every trial is a whole training from scratch, its learning rate down to zero at its end: a width,
-and as many steps as it can make of some compute, 13 to 1,500 thousand pairs of the same batch. So
-the trials of one compute are an iso-FLOP curve. A little more than an hour on two idle cores.
+and as many steps as it can make of some compute. So the trials of one compute are an iso-FLOP
+curve. About half an hour on two idle cores, with a process for each.
 """
 
+from marvel_jax.recipes.emoji import architecture, learning_rate
 from marvel_jax.recipes.recipe import Recipe
 from marvel_jax.recipes.stages import Evaluate, Train
 from marvel_jax.studies import emoji
@@ -15,24 +16,21 @@ from marvel_jax.studies.axes import Axis, Point
 from marvel_jax.studies.study import Metric, Size, Study
 from marvel_jax.studies.trial import Value
 
-HEAD, VISION_HEAD = 64, 32  # numbers of a head, of any width
-RATE, AT = 3e-3, 256  # the learning rate of a width
 TINY = 5.3e8  # operations; a step or two
 
 
 def width(value: Value) -> tuple[str, ...]:
     """Both towers in proportion; a wider one learns at a lower rate."""
-    wide = int(value)
-    heads = wide // HEAD
-    model = "train.config.model.scratch"
+    made, model = architecture(int(value)), "train.config.model.scratch"
     return (
-        f"{model}.text.hidden_size={wide}",
-        f"{model}.text.intermediate_size={2 * wide}",
-        f"{model}.text.num_attention_heads={heads}",
-        f"{model}.text.num_key_value_heads={max(1, heads // 2)}",
-        f"{model}.vision.embed_dim={wide // 2}",
-        f"{model}.vision.num_heads={wide // 2 // VISION_HEAD}",
-        f"train.config.optimizer.learning_rate={RATE * (AT / wide) ** 0.5}",
+        f"{model}.text.hidden_size={made.text.hidden_size}",
+        f"{model}.text.intermediate_size={made.text.intermediate_size}",
+        f"{model}.text.num_attention_heads={made.text.num_attention_heads}",
+        f"{model}.text.num_key_value_heads={made.text.num_key_value_heads}",
+        f"{model}.text.mrope_section={made.text.mrope_section}",
+        f"{model}.vision.embed_dim={made.vision.embed_dim}",
+        f"{model}.vision.num_heads={made.vision.num_heads}",
+        f"train.config.optimizer.learning_rate={learning_rate(int(value))}",
     )
 
 
@@ -74,8 +72,8 @@ def make(size: Size, *, width: Axis, computes: tuple[float, ...], seeds: tuple[i
 
 study = make(
     "full",
-    width=Axis("width", width, (64, 128, 192, 256, 384)),
-    computes=(7e12, 14e12, 28e12),
+    width=Axis("width", width, (16, 32, 64, 128, 192)),
+    computes=(0.9e12, 1.8e12, 3.6e12),
     seeds=(0, 1),
 )
 tiny = make(

@@ -30,22 +30,23 @@ PICTURED_WEIGHTS = {task: weight for task, weight in TASK_WEIGHTS.items() if tas
 # What the quickstart's minutes are best spent on: a fourth of the width has many times the steps
 # (docs/studies.md, model and data).
 WIDTH = 64
-_HEAD, _VISION_HEAD = 64, 32  # numbers of a head, of any width
+_HEAD, _VISION_HEAD = 64, 32  # numbers of a head, at most
 _RATE, _AT = 3e-3, 256  # the learning rate of a width
 
 
 def architecture(width: int = WIDTH) -> Qwen2VLConfig:
-    """Qwen2-VL in small, both towers in proportion; `width` is a multiple of 64.
+    """Qwen2-VL in small, both towers in proportion; `width` is 16, 32 or a multiple of 64.
 
     Vocabulary and special tokens are taken from the corpus's tokenizer.
     """
     # Wider initial weights than the published 0.02, which is meant for widths in the thousands.
-    heads = width // _HEAD
+    head, vision_head = min(_HEAD, width), min(_VISION_HEAD, width // 2)
+    heads = width // head
     return Qwen2VLConfig(
         vision=VisionConfig(
             depth=2,
             embed_dim=width // 2,
-            num_heads=width // 2 // _VISION_HEAD,
+            num_heads=width // 2 // vision_head,
             mlp_ratio=2,
             initializer_range=0.05,
         ),
@@ -56,7 +57,7 @@ def architecture(width: int = WIDTH) -> Qwen2VLConfig:
             num_hidden_layers=2,
             num_attention_heads=heads,
             num_key_value_heads=max(1, heads // 2),
-            mrope_section=(8, 12, 12),
+            mrope_section=(head // 8, 3 * head // 16, 3 * head // 16),
             initializer_range=0.05,
         ),
         tie_word_embeddings=True,

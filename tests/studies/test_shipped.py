@@ -60,7 +60,7 @@ def test_the_widths_of_a_compute_are_one_iso_flop_curve():
     groups = group_by_compute(np.asarray(spent))
     assert [len(group) for group in groups] == [10, 10, 10]  # 5 widths, 2 seeds
     for group in groups:
-        assert {trials[row].task.point["width"] for row in group} == {64, 128, 192, 256, 384}
+        assert {trials[row].task.point["width"] for row in group} == {16, 32, 64, 128, 192}
 
 
 def test_the_7b_is_trained_on_every_query_once():
