@@ -51,7 +51,7 @@ ELSEWHERE = {
     "run configs/umarvel_qwen2_vl_7b.py --workdir runs/tiny --size tiny": "minutes; it is the run "
     "of tests/recipes/test_umarvel_tiny.py",
     "run configs/umarvel_qwen2_vl_7b.py --workdir runs/7b-tiny --size tiny": "the same",
-    "run configs/emoji_full.py": "an hour; so runs tests/recipes/test_sizes.py, in little",
+    "run configs/emoji_full.py": "half an hour; so runs tests/recipes/test_sizes.py, in little",
     "table configs/emoji_full.py": "the table of that run",
     "run configs/ablations": "hours, at tiny minutes; tests/recipes runs all kinds of its stages",
 }
