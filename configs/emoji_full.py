@@ -235,7 +235,7 @@ recipe = Recipe(
         *lists_and_scores("fitted", folder="fitted.mbeir"),
         Subset("judged", CORPUS, split="test", first=1 / 3, most=200),
         *lists_and_scores("judged", folder="judged.mbeir"),
-        Fuse("fuse", validation=judged("fitted"), test=judged("judged")),
+        Fuse("fuse", validation=judged("fitted"), test=judged("judged"), sure=True),
         Report(
             "report",
             (

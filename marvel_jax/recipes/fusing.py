@@ -18,7 +18,13 @@ def fit_and_judge(stage: Fuse) -> dict[str, Any]:
     """
     pools: dict[str, Any] = {}
     for pool, judged in stage.test.items():
-        weights = fit(read_sets(stage.validation[pool]), form=stage.form, scope=stage.scope)
+        weights = fit(
+            read_sets(stage.validation[pool]),
+            form=stage.form,
+            scope=stage.scope,
+            sure=stage.sure,
+            seed=stage.seed,
+        )
         report = compare(read_sets(judged), weights, seed=stage.seed)
         pools[pool] = {
             "weights": weights.to_file(),

@@ -308,13 +308,15 @@ class Judged:
 class Fuse(Stage):
     """Fits the weight of a reranker on validation queries and judges it on others, pool by pool.
 
-    `validation` and `test` name the scored lists of "local" and "global".
+    `validation` and `test` name the scored lists of "local" and "global". With `sure` a weight is
+    used only where its gain on validation is clear of 0.
     """
 
     validation: dict[str, Judged]
     test: dict[str, Judged]
     form: Literal["add", "alpha"] = "add"
     scope: Literal["task", "global"] = "task"
+    sure: bool = False
     seed: int = 0
     outputs: ClassVar[Mapping[str, str]] = {"scores": "fusion.json"}
 

@@ -289,6 +289,8 @@ def fit(
     form: Form = "add",
     scope: Scope = "task",
     grid: Sequence[float] | None = None,
+    sure: bool = False,
+    seed: int = 0,
 ) -> FusionWeights:
     """The weight with the best hit@k on validation: one for each set, or one for all.
 
@@ -301,6 +303,9 @@ def fit(
       form: add or alpha, see `fuse`.
       scope: task or global.
       grid: the weights to try; None takes `GRIDS[form]`.
+      sure: where the 95% bootstrap interval of the best weight's gain on validation holds 0,
+        recall alone is kept: the best of many weights gains something by luck.
+      seed: of that bootstrap.
 
     Raises:
       MarvelError: no set, a set twice, or a grid that the form cannot have.
@@ -313,15 +318,28 @@ def fit(
         raise MarvelError("grid is empty: give at least one weight.")
     for weight in tried:
         _check_weight(weight, form)
+    alone = _RECALL_ALONE[form]
+    if sure and alone not in tried:
+        raise MarvelError(f"sure=True compares with recall alone: put {alone:g} into the grid.")
     # From the least trust in the reranker on: argmax takes the first of the best.
-    tried = tuple(sorted(tried, key=lambda weight: abs(weight - _RECALL_ALONE[form])))
-    hits = np.array(
-        [[_hits(one, weight=weight, form=form).mean() for weight in tried] for one in validation]
-    )
+    tried = tuple(sorted(tried, key=lambda weight: abs(weight - alone)))
+    by_query = [[_hits(one, weight=weight, form=form) for weight in tried] for one in validation]
+    hits = np.array([[values.mean() for values in own] for own in by_query])
     if scope == "global":
         best = np.full(len(names), int(hits.mean(axis=0).argmax()))
     else:
         best = hits.argmax(axis=1)
+    if sure:
+        gains = np.stack(
+            [
+                metrics.bootstrap_means(own[place] - own[0], seed=seed + row)
+                for row, (own, place) in enumerate(zip(by_query, best, strict=True))
+            ]
+        )
+        if scope == "global":
+            gains = np.broadcast_to(gains.mean(axis=0), gains.shape)
+        clear = [metrics.interval_of(0.0, one).low > 0 for one in gains]
+        best = np.where(clear, best, 0)
     return FusionWeights(
         form=form,
         scope=scope,

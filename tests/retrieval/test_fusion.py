@@ -79,6 +79,19 @@ def test_the_fitted_weight_is_the_best_of_the_grid_and_trusts_recall_most(seed, 
     assert set(joint.weights.values()) == {best(np.mean(list(rates.values()), axis=0).tolist())}
 
 
+@pytest.mark.parametrize("scope", ["task", "global"])
+def test_a_gain_that_may_be_luck_is_not_taken(scope):
+    useless = [lists("a", seed=3, queries=60, good=0.0)]
+    lucky = fit(useless, scope=scope)
+    assert lucky.weights["a"] > 0  # the best of forty-one weights, of noise
+    assert fit(useless, scope=scope, sure=True).weights == {"a": 0.0}
+    helpful = [lists("a", seed=3, queries=60, good=3.0)]
+    assert fit(helpful, scope=scope, sure=True).weights == fit(helpful, scope=scope).weights
+    assert fit(helpful, scope=scope, sure=True).weights["a"] > 0
+    with pytest.raises(MarvelError, match="put 0 into the grid"):
+        fit(helpful, scope=scope, sure=True, grid=(0.5, 1.0))
+
+
 def test_both_forms_order_alike_where_they_mean_the_same():
     one = lists()
     np.testing.assert_array_equal(
