@@ -128,9 +128,10 @@ def test_a_layout_of_the_topology_is_taken(study, monkeypatch):
 
 def test_a_tiny_step_is_compiled_for_two_devices():
     tiny = load_study(STUDIES / "model_data.py", size="tiny")
+    width, compute = tiny.axes
     axes = (
-        dataclasses.replace(tiny.axes[0], values=(32,)),
-        Axis("steps", "train.config.steps", (8,)),
+        dataclasses.replace(width, values=(32,)),
+        dataclasses.replace(compute, values=(4.24e9,)),  # operations of eight steps
     )
     (row,) = plan_study(dataclasses.replace(tiny, axes=axes), ["cpu:2"])
     assert row.reason is None and row.planned is not None and row.steps == 8
