@@ -7,7 +7,8 @@ from typing import Any
 from marvel_jax.data.mbeir import MbeirFolder, MbeirSource
 from marvel_jax.data.teacher import read_teacher
 from marvel_jax.recipes.stages import Fuse, Judged
-from marvel_jax.retrieval.fusion import Reranked, compare, fit
+from marvel_jax.retrieval.fusion import Reranked, fit
+from marvel_jax.retrieval.fusion_report import compare
 
 
 def fit_and_judge(stage: Fuse) -> dict[str, Any]:

@@ -6,7 +6,6 @@ in its file too, and judging refuses to meet one of them again.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +16,9 @@ from marvel_jax.data.teacher import TeacherLists
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import hash_json
 from marvel_jax.retrieval import metrics
-from marvel_jax.retrieval.metrics import Interval
 
 Form = Literal["add", "alpha"]
 Scope = Literal["task", "global"]
-Verdict = Literal["helps", "hurts", "undecided"]
 
 GRIDS: dict[str, tuple[float, ...]] = {
     "add": tuple(step / 20 for step in range(41)),
@@ -29,7 +26,8 @@ GRIDS: dict[str, tuple[float, ...]] = {
 }
 """The weights that are tried: 0 to 2 and 0 to 1, in steps of 0.05."""
 
-_RECALL_ALONE = {"add": 0.0, "alpha": 1.0}
+RECALL_ALONE = {"add": 0.0, "alpha": 1.0}
+"""The weight with which the reranker says nothing."""
 
 
 @dataclass(frozen=True)
@@ -203,63 +201,6 @@ class FusionWeights:
         }
 
 
-def verdict(change: Interval) -> Verdict:
-    """Whether the interval of a change lies on one side of zero."""
-    if change.low > 0:
-        return "helps"
-    return "hurts" if change.high < 0 else "undecided"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One set with and without reranking: hit@k, and the paired difference."""
-
-    name: str
-    k: int
-    num_queries: int
-    weight: float
-    recall: Interval
-    fused: Interval
-    change: Interval
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the interval of the change lies on one side of zero."""
-        return verdict(self.change)
-
-
-@dataclass(frozen=True)
-class FusionReport:
-    """Every set, and the mean over sets."""
-
-    sets: tuple[Comparison, ...]
-    mean_recall: float
-    mean_fused: float
-    mean_change: Interval
-
-    @cached_property
-    def hurts(self) -> tuple[str, ...]:
-        """The sets that reranking makes worse."""
-        return tuple(one.name for one in self.sets if one.verdict == "hurts")
-
-    def lines(self) -> list[str]:
-        """As a table for a person."""
-        rows = [f"{'set':<22}{'queries':>8}  {'weight':<8}{'recall':<8}{'fused':<8}change"]
-        for one in self.sets:
-            low, high = one.change.low, one.change.high
-            rows.append(
-                f"{one.name:<22}{one.num_queries:>8,}  {one.weight:<8.2f}{one.recall.mean:<8.3f}"
-                f"{one.fused.mean:<8.3f}{one.change.mean:+.3f} [{low:+.3f}, {high:+.3f}] "
-                f"{one.verdict}"
-            )
-        mean = self.mean_change
-        rows.append(
-            f"mean: {self.mean_recall:.3f} -> {self.mean_fused:.3f}, {mean.mean:+.3f} "
-            f"[{mean.low:+.3f}, {mean.high:+.3f}]"
-        )
-        return rows
-
-
 def fuse(recall: np.ndarray, p_yes: np.ndarray, *, weight: float, form: Form) -> np.ndarray:
     """Float64 scores: `add` is recall + w * P(Yes), `alpha` is w * recall + (1 - w) * P(Yes).
 
@@ -318,17 +259,17 @@ def fit(
         raise MarvelError("grid is empty: give at least one weight.")
     for weight in tried:
         _check_weight(weight, form)
-    alone = _RECALL_ALONE[form]
+    alone = RECALL_ALONE[form]
     if sure and alone not in tried:
         raise MarvelError(f"sure=True compares with recall alone: put {alone:g} into the grid.")
     # From the least trust in the reranker on: argmax takes the first of the best.
     tried = tuple(sorted(tried, key=lambda weight: abs(weight - alone)))
-    by_query = [[_hits(one, weight=weight, form=form) for weight in tried] for one in validation]
-    hits = np.array([[values.mean() for values in own] for own in by_query])
+    by_query = [[hits(one, weight=weight, form=form) for weight in tried] for one in validation]
+    means = np.array([[values.mean() for values in own] for own in by_query])
     if scope == "global":
-        best = np.full(len(names), int(hits.mean(axis=0).argmax()))
+        best = np.full(len(names), int(means.mean(axis=0).argmax()))
     else:
-        best = hits.argmax(axis=1)
+        best = means.argmax(axis=1)
     if sure:
         gains = np.stack(
             [
@@ -344,56 +285,14 @@ def fit(
         form=form,
         scope=scope,
         weights={name: tried[place] for name, place in zip(names, best, strict=True)},
-        score={name: float(hits[row, best[row]]) for row, name in enumerate(names)},
+        score={name: float(means[row, best[row]]) for row, name in enumerate(names)},
         grid=tuple(sorted(tried)),
         fitted_on=frozenset(key for one in validation for key in one.identities),
     )
 
 
-def compare(
-    test: Sequence[Reranked], weights: FusionWeights, *, seed: int = 0, draws: int = 2000
-) -> FusionReport:
-    """Every set before and after reranking, with paired bootstrap intervals of the change.
-
-    Paired: the same queries are drawn for both, so only what reranking did to a query counts.
-
-    Raises:
-      MarvelError: a set has no weight, or holds queries that its weight was fitted on.
-    """
-    if not test:
-        raise MarvelError("There is no set to compare.")
-    found: list[Comparison] = []
-    means: list[np.ndarray] = []
-    for number, one in enumerate(test):
-        weights.refuse_fitted(one.name, one.query_ids, one.identities)
-        weight = weights.of(one.name)
-        before = _hits(one, weight=_RECALL_ALONE[weights.form], form=weights.form)
-        after = _hits(one, weight=weight, form=weights.form)
-        set_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        change = after - before
-        resampled = metrics.bootstrap_means(change, seed=set_seed, draws=draws)
-        means.append(resampled)
-        found.append(
-            Comparison(
-                name=one.name,
-                k=one.k,
-                num_queries=len(before),
-                weight=weight,
-                recall=metrics.bootstrap_interval(before, seed=set_seed, draws=draws),
-                fused=metrics.bootstrap_interval(after, seed=set_seed, draws=draws),
-                change=metrics.interval_of(float(change.mean()), resampled),
-            )
-        )
-    mean = float(np.mean([one.change.mean for one in found]))
-    return FusionReport(
-        sets=tuple(found),
-        mean_recall=float(np.mean([one.recall.mean for one in found])),
-        mean_fused=float(np.mean([one.fused.mean for one in found])),
-        mean_change=metrics.interval_of(mean, np.mean(means, axis=0)),
-    )
-
-
-def _hits(lists: Reranked, *, weight: float, form: Form) -> np.ndarray:
+def hits(lists: Reranked, *, weight: float, form: Form) -> np.ndarray:
+    """Float [Q]: whether each query has a right answer among its first k, so ordered."""
     ranking = reorder(lists, weight=weight, form=form)
     return metrics.hit_at_k(ranking, lists.relevant, lists.k)
 

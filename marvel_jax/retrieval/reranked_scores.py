@@ -9,7 +9,8 @@ import numpy as np
 from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval import metrics
 from marvel_jax.retrieval.exact import TopK
-from marvel_jax.retrieval.fusion import Form, FusionReport, FusionWeights, Reranked, compare, fuse
+from marvel_jax.retrieval.fusion import Form, FusionWeights, Reranked, fuse
+from marvel_jax.retrieval.fusion_report import FusionReport, compare
 from marvel_jax.retrieval.metrics import Interval
 from marvel_jax.retrieval.protocols import Evaluation, PoolScores, plain, score_pool, seed_of
 from marvel_jax.retrieval.retrieval_sets import Rankings

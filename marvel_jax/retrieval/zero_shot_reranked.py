@@ -13,7 +13,8 @@ import numpy as np
 from marvel_jax.data.protocols.protocol import Metric, Test
 from marvel_jax.retrieval import metrics
 from marvel_jax.retrieval.exact import TopK
-from marvel_jax.retrieval.fusion import Form, Verdict, verdict
+from marvel_jax.retrieval.fusion import Form
+from marvel_jax.retrieval.fusion_report import Verdict, verdict
 from marvel_jax.retrieval.metrics import Interval
 from marvel_jax.retrieval.reranked_scores import ALONE, Cost, reordered
 from marvel_jax.retrieval.zero_shot import Ranked, TestScores, group, score, values

@@ -16,12 +16,12 @@ from marvel_jax.retrieval.fusion import (
     GRIDS,
     FusionWeights,
     Reranked,
-    compare,
     fit,
     fuse,
     query_key,
     reorder,
 )
+from marvel_jax.retrieval.fusion_report import compare
 from tests import tiny
 
 
