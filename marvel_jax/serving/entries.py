@@ -1,14 +1,10 @@
 """Entries as clients are told of them: no path, and a picture only while it is there."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from marvel_jax.collection import write
-from marvel_jax.collection.entry import Entry, kind_of
-from marvel_jax.data.json_lines import JsonLines
+from marvel_jax.collection.entry import Entry
 from marvel_jax.errors import MarvelError
 from marvel_jax.serving.problems import Problem
 from marvel_jax.serving.schemas import EntryBody
@@ -62,35 +58,11 @@ class Entries:
             entry = dataclasses.replace(entry, image=None, parts=texts)
         except (MarvelError, OSError, RuntimeError) as error:  # the last: links in a circle
             reason = str(error)
-            entry = self._without_picture(row, error)
+            entry = self._collection.entry(row, gone=True)
         if row not in self._told:
             self._told.add(row)
             self._say(reason)
         return Shown(entry, gone=True)
-
-    @functools.cached_property
-    def _records(self) -> JsonLines:
-        return JsonLines(self._collection.version / write.ENTRIES)
-
-    def _without_picture(self, row: int, reason: Exception) -> Entry:
-        record = self._records[row]
-        try:
-            parts = record["parts"]
-            texts = tuple(part for part in parts if isinstance(part, str))
-            return Entry(
-                id=record["id"],
-                kind=kind_of(
-                    [one if isinstance(one, str) else Path(one["image"]) for one in parts]
-                ),
-                text="\n".join(texts) if texts else None,
-                image=None,
-                name=record["name"],
-                cut=record.get("cut", False),
-                content=record["content"],
-                parts=texts,
-            )
-        except (KeyError, TypeError):
-            raise MarvelError(str(reason)) from reason
 
 
 def body_of(shown: Shown) -> EntryBody:

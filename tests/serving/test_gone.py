@@ -123,13 +123,10 @@ def test_copies_of_the_entry_are_not_more_like_it(opened, source):
 def test_a_damaged_collection_is_told_as_changed(opened, monkeypatch):
     search = opened()
 
-    def broken(row):
+    def broken(row, **options):
         raise MarvelError("row 1 is damaged")
 
     monkeypatch.setattr(search.service.collection, "entry", broken)
-    monkeypatch.setattr(
-        search.service.entries, "_records", [{"no": "entry"} for _ in range(COUNT)], raising=False
-    )
     from marvel_jax.serving.problems import Problem
 
     with pytest.raises(Problem) as refused:
