@@ -53,7 +53,14 @@ def attend(
         raise MarvelError(f"attention cannot keep {keep!r}: use 'weights' or 'inputs'.")
     if kernel.name == "xla":
         return xla.attend(
-            query, key, value, segments, causal=causal, keep=keep, branching=branching
+            query,
+            key,
+            value,
+            segments,
+            causal=causal,
+            keep=keep,
+            branching=branching,
+            windows=kernel.windows,
         )
     if branching:
         raise MarvelError(

@@ -18,6 +18,8 @@ class Kernel:
       devices it runs inside of a `shard_map` over all axes of the mesh.
     row_axes: mesh axes that split the rows.
     head_axis: mesh axis that splits the heads.
+    windows: has "xla" look, for some queries at a time, at the keys between the first and the last
+      that they may see. For rows that are not split: all must agree on how far that is.
     """
 
     name: KernelName = "xla"
@@ -25,6 +27,7 @@ class Kernel:
     mesh: Mesh | None = None
     row_axes: tuple[str, ...] = ()
     head_axis: str | None = None
+    windows: bool = False
 
 
 XLA = Kernel()

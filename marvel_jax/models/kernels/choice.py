@@ -1,5 +1,6 @@
 """Which kernel computes attention: by platform, architecture and type, with the reason."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -90,7 +91,9 @@ def choose(
 
     def kernel(name: KernelName) -> Kernel:
         if name == "xla":
-            return XLA
+            # A GPU or TPU that has no other kernel does better without branches in its program.
+            alone = mesh is None or mesh.size == 1
+            return dataclasses.replace(XLA, windows=alone and platform == "cpu")
         # Also over a mesh of one device: it is how jax 0.12 knows a GPU that is not here.
         axis = head_axis if parts > 1 else None
         return Kernel(name, mesh=mesh, row_axes=row_axes, head_axis=axis)

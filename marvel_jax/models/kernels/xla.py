@@ -20,6 +20,8 @@ BRANCH = 1 << 16
 # queries at once and a fifth of the memory; 64 and 256 differ by a tenth.
 _CHUNK = 128
 
+_LEAST_WINDOW = 256  # keys
+
 
 class _Queries(NamedTuple):
     """Queries [R, C, H, E], and the segment and the place in the row of each [R, C]."""
@@ -47,8 +49,13 @@ def attend(
     causal: bool,
     keep: str,
     branching: bool = False,
+    windows: bool = False,
 ) -> jax.Array:
-    """As `models.attention.attend`, some queries of a row at a time."""
+    """As `models.attention.attend`, some queries of a row at a time.
+
+    With `windows` they meet the keys between the first and the last that any of them may see: the
+    others would have the weight 0. In rows of several items these are few: see `kernels.Kernel`.
+    """
     kernel: Callable[[_Queries, _Keys], jax.Array] = functools.partial(
         _attend, causal=causal, branching=branching
     )
@@ -64,9 +71,19 @@ def attend(
     # Float32 outside of the loop, because the chunks' gradients of a key are added in this type.
     wide = keys.key.astype(jnp.float32), keys.value.astype(jnp.float32)
 
+    sizes = _window_sizes(length) if windows else [length]
+
     def run(chunk: _Queries) -> jax.Array:
         narrow = wide[0].astype(key.dtype), wide[1].astype(value.dtype)
-        return kernel(chunk, keys._replace(key=narrow[0], value=narrow[1]))
+        whole = keys._replace(key=narrow[0], value=narrow[1])
+        if len(sizes) == 1:
+            return kernel(chunk, whole)
+        allowed = _allowed(chunk, whole, causal=causal, branching=branching).any(axis=1)
+        first, last = allowed.argmax(axis=1), length - 1 - allowed[:, ::-1].argmax(axis=1)
+        least = jnp.searchsorted(jnp.array(sizes), jnp.max(last - first) + 1)
+        within = [functools.partial(_within, kernel, size) for size in sizes]
+        mixed: jax.Array = jax.lax.switch(least, within, chunk, whole, first)
+        return mixed
 
     width = -(-length // count)
 
@@ -76,6 +93,45 @@ def attend(
 
     mixed = jax.lax.map(run, jax.tree.map(split, queries))
     return mixed.swapaxes(0, 1).reshape(rows, count * width, heads, size)[:, :length]
+
+
+def _window_sizes(length: int) -> list[int]:
+    """Keys that a window may hold, from few to all."""
+    return [size for size in (length // 8, length // 4, length // 2) if size >= _LEAST_WINDOW] + [
+        length
+    ]
+
+
+def _within(
+    kernel: Callable[[_Queries, _Keys], jax.Array],
+    size: int,
+    queries: _Queries,
+    keys: _Keys,
+    first: jax.Array,
+) -> jax.Array:
+    """The kernel over `size` keys of every row, from the `first` [R] on or some before it."""
+
+    def cut(row: _Keys, start: jax.Array) -> _Keys:
+        def part(x: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+        return _Keys(
+            part(row.key, 1), part(row.value, 1), part(row.segments, 0), part(row.order, 0)
+        )
+
+    start = jnp.minimum(first, keys.segments.shape[1] - size)
+    return kernel(queries, jax.vmap(cut)(keys, start))
+
+
+def _allowed(queries: _Queries, keys: _Keys, *, causal: bool, branching: bool) -> jax.Array:
+    """Which keys a query may see: bool [R, C, S]."""
+    allowed = queries.segments[:, :, None] == keys.segments[:, None, :]
+    if branching:
+        # A trunk's number is its segment's alone, without a branch.
+        allowed |= (queries.segments % BRANCH)[:, :, None] == keys.segments[:, None, :]
+    if causal:
+        allowed &= keys.order[:, None, :] <= queries.order[:, :, None]
+    return allowed
 
 
 def _attend(queries: _Queries, keys: _Keys, *, causal: bool, branching: bool) -> jax.Array:
@@ -90,12 +146,7 @@ def _attend(queries: _Queries, keys: _Keys, *, causal: bool, branching: bool) ->
     query = query.reshape(rows, groups, shared * count, size)
     logits = linear.contract(query, keys.key, (((3,), (3,)), ((0, 1), (0, 1))))
     logits = logits.reshape(rows, groups, shared, count, length) * size**-0.5
-    allowed = queries.segments[:, :, None] == keys.segments[:, None, :]
-    if branching:
-        # A trunk's number is its segment's alone, without a branch.
-        allowed |= (queries.segments % BRANCH)[:, :, None] == keys.segments[:, None, :]
-    if causal:
-        allowed &= keys.order[:, None, :] <= queries.order[:, :, None]
+    allowed = _allowed(queries, keys, causal=causal, branching=branching)
     logits = jnp.where(allowed[:, None, None], logits, _FORBIDDEN)
     weights = jax.nn.softmax(logits, axis=-1).astype(keys.value.dtype)
     weights = weights.reshape(rows, groups, shared * count, length)

@@ -74,6 +74,17 @@ def test_auto_says_what_it_could_not_do():
     assert chosen.line.startswith("attention kernel: xla (the GPU has compute capability 7.5")
 
 
+def test_windows_are_for_a_processor_whose_rows_are_not_split():
+    def kernels(platform, mesh):
+        asked = {"platform": platform, "architecture": MODEL, "dtype": jnp.float32}
+        return choose("xla", mesh=mesh, **asked).kernels
+
+    alone = make_mesh(MeshConfig(1, 1, 1), devices=jax.devices()[:1])
+    several = make_mesh(MeshConfig(1, 2, 4))
+    assert all(one.windows for one in (*kernels("cpu", None), *kernels("cpu", alone)))
+    assert kernels("cpu", several) == kernels("gpu", None) == ALL_XLA
+
+
 def test_heads_that_the_mesh_cannot_divide():
     """The language model has 4 heads and the vision tower 2: each tower for itself."""
     mesh = make_mesh(MeshConfig(1, 2, 4))
