@@ -25,9 +25,9 @@ from marvel_jax.models.qwen2_vl import embed
 from marvel_jax.parallel.sharding import batch_sharding
 from marvel_jax.retrieval import placement, prefetch
 from marvel_jax.retrieval.encode_calls import Call, Tally, measure, prepare
-from marvel_jax.retrieval.encode_copies import first_copies
 from marvel_jax.retrieval.encode_rows import encoding_rows as encoding_rows
 from marvel_jax.retrieval.encode_rows import row_groups, steady_rows
+from marvel_jax.retrieval.item_content import first_copies
 from marvel_jax.settings import (
     Attention,
     EmbeddingSettings,
@@ -40,6 +40,7 @@ from marvel_jax.video_geometry import VideoGeometry
 
 Progress = Callable[[int, int], None]
 OnFailure = Callable[[int, ImageError], None]
+Known = Callable[[Sequence[bytes | None]], np.ndarray]
 
 
 class Embedder:
@@ -210,6 +211,7 @@ class Embedder:
         steady: int | None = None,
         progress: bool | Progress = False,
         on_failure: OnFailure | None = None,
+        known: Known | None = None,
         tally: Tally | None = None,
     ) -> np.ndarray:
         """Unit vectors float32 [N, D] in the items' order.
@@ -229,6 +231,9 @@ class Embedder:
           progress: True for a progress bar, or a function of (items done, items in all).
           on_failure: told the place of an item with a picture that cannot be used, and the error;
             its vector is then zero. Without it, the error is raised.
+          known: told what each item shows (see `item_content.content_key`; None: that could not be
+            read), it says which need no vector, as bool [N], because the caller has it. Theirs
+            stay zero.
           tally: counts tokens and padding as they are encoded.
 
         Raises:
@@ -250,21 +255,26 @@ class Embedder:
         with _reporter(progress, total=len(listed)) as report, prefetch.workers() as pool:
             lengths = np.zeros((len(listed), 2), np.int64)
             filmed = np.zeros(len(listed), bool)
-            sketches: list[bytes | None] = []
+            contents: list[bytes | None] = []
             measured = prefetch.ahead(
                 pool, partial(measure, read, self.processor), range(len(listed)), depth=64
             )
-            for place, (length, video, mark, error) in enumerate(measured):
+            for place, (length, video, content, error) in enumerate(measured):
                 lengths[place], filmed[place] = length, video
-                sketches.append(mark)
+                contents.append(content)
                 if error is not None:
                     _tell(place, error, on_failure)
                     failed.append(place)
-            first = first_copies(sketches, read, pool=pool)
+            first = first_copies(contents)
             copies = np.bincount(first, minlength=len(listed))
-            whole = np.flatnonzero(first == np.arange(len(listed)))
+            needless = np.zeros(len(listed), bool) if known is None else known(contents)
+            reused = int(needless.sum())
+            tally.reuse(reused)
+            done = len(failed) + reused
+            if reused:
+                report(done, len(listed))
+            whole = np.flatnonzero((first == np.arange(len(listed))) & ~needless)
             whole = whole[~np.isin(whole, failed)]
-            done = len(failed)
             calls = self._calls(
                 read, lengths, filmed, whole, pool, batch_tokens=batch_tokens, steady=steady
             )

@@ -13,17 +13,17 @@ from marvel_jax.data.batch import Rows, RowShape, build_rows
 from marvel_jax.data.images import ImageError
 from marvel_jax.data.items import Item, Video
 from marvel_jax.data.processor import EncodedItem, Processor
-from marvel_jax.retrieval.encode_copies import sketch
+from marvel_jax.retrieval.item_content import content_key
 
 Read = Callable[[int], Item]
 
 
 class Measured(NamedTuple):
-    """An item by its headers; `sketch` is None where it is to be nobody's copy."""
+    """An item by its headers; `content` is None where it is to be nobody's copy."""
 
     length: tuple[int, int]  # tokens, patches
     video: bool
-    sketch: bytes | None
+    content: bytes | None
     error: ImageError | None
 
 
@@ -62,6 +62,11 @@ class Tally:
         self.patches += call.patches
         self.patch_slots += call.rows.patch_segments.size
 
+    def reuse(self, copies: int) -> None:
+        """Counts items whose vectors were there already."""
+        self.items += copies
+        self.copies += copies
+
     @property
     def token_fill(self) -> float:
         """The share of real tokens among all that were computed; 1 before there is any."""
@@ -69,7 +74,7 @@ class Tally:
 
 
 def measure(read: Read, processor: Processor, place: int) -> Measured:
-    """An item's length, and what it has in common with its copies."""
+    """An item's length and content."""
     item = read(place)
     try:
         length = processor.lengths(item)
@@ -77,8 +82,8 @@ def measure(read: Read, processor: Processor, place: int) -> Measured:
         return Measured((0, 0), False, None, error)
     video = any(isinstance(part, Video) for part in item.parts)
     try:
-        return Measured(length, video, sketch(item), None)
-    except OSError:  # a file that went away meanwhile: who decodes it says so
+        return Measured(length, video, content_key(item), None)
+    except (OSError, ImageError):  # went away meanwhile, or is broken: who decodes it says so
         return Measured(length, video, None, None)
 
 

@@ -1,15 +1,13 @@
 """Where negatives are sought: the global pool, or the candidates of a query's own data set."""
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import PIL.Image
 
-from marvel_jax.data.items import Candidate, Item, Query, Visual
+from marvel_jax.data.items import Candidate, Item, Query
 from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval.item_content import content_key
 
 # OVEN and InfoSeek ask of the same encyclopedia: the answers of one are among the other's
 # candidates, so their local pools are one (specification 4.1).
@@ -95,21 +93,6 @@ class ContentKeys:
 
 
 def _content_key(item: Item) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in item.parts:
-        content = part.strip().encode() if isinstance(part, str) else _bytes(part)
-        digest.update(f"{type(part).__name__} {len(content)} ".encode())
-        digest.update(content)
-    return int.from_bytes(digest.digest(), "little") | 1  # never 0, which is "not read yet"
-
-
-def _bytes(visual: Visual) -> bytes:
-    source = visual.source
-    if isinstance(source, tuple):  # a video's frames
-        return b"".join(map(_bytes, source))
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, str | Path):
-        return Path(source).read_bytes()
-    pixels = np.asarray(source.convert("RGB") if isinstance(source, PIL.Image.Image) else source)
-    return repr(pixels.shape).encode() + pixels.tobytes()
+    parts = tuple(part.strip() if isinstance(part, str) else part for part in item.parts)
+    key = content_key(Item(parts=parts))
+    return int.from_bytes(key[:8], "little") | 1  # never 0, which is "not read yet"

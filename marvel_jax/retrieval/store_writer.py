@@ -1,40 +1,40 @@
 """Writes a vector store shard by shard, by one process or by several, and resumes.
 
-A store is written beside its place under the name of `partial_path` and renamed when whole, so a
-folder of its own name is a whole store. A shard is there when its record `shard-00000.json` is:
-files without one are written again. `unfinished.json` says what is being written, so that nobody
-goes on with something else.
+A store is written beside its place, in a `store_partial.PartialStore`, and renamed when whole, so a
+folder of its own name is a whole store.
 """
 
-import contextlib
 import dataclasses
-import json
 import math
-import os
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.files import hash_files, read_json
 from marvel_jax.retrieval import store_types
 from marvel_jax.retrieval.store import VectorStore
-from marvel_jax.retrieval.store_ids import encode_ids, ids_blob
-from marvel_jax.retrieval.store_manifest import (
-    Manifest,
-    ShardRecord,
-    ids_name,
-    partial_path,
-    vectors_name,
-)
-from marvel_jax.retrieval.store_pages import write_array
+from marvel_jax.retrieval.store_ids import encode_ids
+from marvel_jax.retrieval.store_manifest import Manifest, partial_path
+from marvel_jax.retrieval.store_partial import PartialStore
 
-__all__ = ["Manifest", "StoreWriter", "partial_path"]
+__all__ = ["Copies", "DamagedShardsError", "Manifest", "StoreWriter", "partial_path"]
 
-_PROMISE = "unfinished.json"
+
+class DamagedShardsError(MarvelError):
+    """Shards are not what was written, and are forgotten, so that they are written again."""
+
+    def __init__(self, message: str, shards: Sequence[int]) -> None:
+        super().__init__(message)
+        self.shards = tuple(shards)
+
+
+class Copies(NamedTuple):
+    """Rows of a shard whose vectors are there already, as they are stored."""
+
+    rows: np.ndarray  # int64 [n]
+    stored: np.ndarray  # [n, W]
 
 
 class StoreWriter:
@@ -67,28 +67,13 @@ class StoreWriter:
         self.path = Path(path)
         self.manifest = manifest
         self.shard_rows = shard_rows
-        self._made_of = made_of
-        self._partial = partial_path(self.path)
         self._ids: list[bytes] = []
         self._stored: list[np.ndarray] = []
         if shard_rows < 1:
             raise MarvelError(f"shard_rows={shard_rows}: a shard has at least 1 row.")
-        if self.path.exists():
-            raise MarvelError(f"{self.path} exists already: choose another folder, or remove it.")
-        if (self._partial / "manifest.json").exists() and not (self._partial / _PROMISE).exists():
-            raise MarvelError(
-                f"{self._partial} holds an unfinished store of an earlier version of marvel-jax: "
-                "remove that folder and encode again."
-            )
-        with self._explained():
-            self._partial.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():  # another process made it whole just now
-                with contextlib.suppress(OSError):
-                    self._partial.rmdir()
-                raise MarvelError(f"{self.path} exists already: another process made it whole.")
-            if not (self._partial / _PROMISE).exists():
-                self._give_promise()
-            self._check_promise()
+        of = {} if made_of is None else {"made_of": made_of}
+        promise = {**dataclasses.asdict(manifest), "shard_rows": shard_rows, **of}
+        self.partial = PartialStore(self.path, promise, num_shards=self.num_shards)
 
     @property
     def num_shards(self) -> int:
@@ -105,18 +90,18 @@ class StoreWriter:
         """What the shards on disk say could not be read, in their order."""
         return [
             failure
-            for record in self._records()
+            for record in self.partial.records()
             if record is not None
             for failure in record["failures"]
         ]
 
     def has(self, number: int) -> bool:
         """Whether this shard is on disk; another process may have put it there."""
-        return (self._partial / _record_name(number)).exists()
+        return self.partial.has(number)
 
     def discard(self, number: int) -> None:
         """Forgets a shard, so that it is written again."""
-        (self._partial / _record_name(number)).unlink(missing_ok=True)
+        self.partial.discard(number)
 
     def append(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """Adds rows: ids [n] and unit vectors float32 [n, D].
@@ -144,13 +129,17 @@ class StoreWriter:
         vectors: np.ndarray,
         *,
         failures: Sequence[Mapping[str, str]] = (),
+        contents: np.ndarray | None = None,
+        copies: Copies | None = None,
     ) -> None:
         """Writes shard `number` as a whole: ids [n], unit vectors float32 [n, D].
 
         Args:
           number: below `num_shards`.
           ids: of the items that have a vector.
-          vectors: theirs.
+          vectors: theirs; those of `copies` are not looked at.
+          contents: keys of what the items show, uint64 [n, 2]; kept until the store is whole.
+          copies: of rows that are stored elsewhere, too.
           failures: the rest of the shard's share of `manifest.count`, each as its record is kept.
 
         Raises:
@@ -162,8 +151,15 @@ class StoreWriter:
                 f"{self.path}: shard {number} has {share} items, but {len(ids)} vectors and "
                 f"{len(failures)} failures were given."
             )
-        encoded, stored = self._encode(ids, vectors)
-        self._save(number, encoded, [stored], failures=failures)
+        if copies is None or not len(copies.rows):
+            encoded, stored = self._encode(ids, vectors)
+        else:
+            fresh = np.setdiff1d(np.arange(len(ids)), copies.rows)
+            _, found = self._encode([ids[row] for row in fresh], vectors[fresh])
+            encoded = encode_ids(ids, where=self.path)
+            stored = np.empty((len(ids), found.shape[1]), found.dtype)
+            stored[fresh], stored[copies.rows] = found, copies.stored
+        self.partial.save(number, encoded, [stored], contents=contents, failures=failures)
 
     def finish(self, *, tolerated: bool = False) -> VectorStore:
         """Writes what is left, checks the whole, renames it to `path` and opens it.
@@ -174,6 +170,7 @@ class StoreWriter:
           tolerated: that items failed is accepted: the store lacks them and counts them.
 
         Raises:
+          DamagedShardsError: a loss of power undid some.
           MarvelError: shards or rows are missing, items failed that are not tolerated (what is on
             disk stays), or an id occurs twice.
         """
@@ -185,7 +182,7 @@ class StoreWriter:
         return VectorStore.open(self.path, check="layout")
 
     def _assemble(self, *, tolerated: bool) -> None:
-        found = self._records()
+        found = self.partial.records()
         missing = [number for number, record in enumerate(found) if record is None]
         if missing:
             raise MarvelError(
@@ -193,62 +190,45 @@ class StoreWriter:
                 f"{self.completed + len(self._ids)} were written; {len(missing)} of "
                 f"{self.num_shards} shards are missing, the first is number {missing[0]}."
             )
-        records = [dict(record) for record in found if record is not None]
-        failed = [failure for record in records for failure in record.pop("failures")]
+        failed = [failure for record in found if record for failure in record["failures"]]
         if failed and not tolerated:
             raise MarvelError(
                 f"{self.path}: {len(failed)} of {self.manifest.count} items have no vector, the "
                 f"first is {failed[0]}. Mend them, or say how many are tolerated."
             )
+        records = [one._asdict() for one in self.partial.committed() if one is not None]
         manifest = dataclasses.replace(
             self.manifest,
             count=self.manifest.count - len(failed),
             failures=self.manifest.failures + len(failed),
         )
-        for kind in ("npy", "json"):  # of processes that were killed
-            for leftover in self._partial.glob(f".*.{kind}-*"):
-                leftover.unlink(missing_ok=True)
-        with self._explained():
-            self._replace("manifest.json", {**dataclasses.asdict(manifest), "shards": records})
+        self.partial.write_manifest({**dataclasses.asdict(manifest), "shards": records})
         try:
-            VectorStore.open(self._partial, check="layout")
+            VectorStore.open(self.partial.folder, check="layout")
         except MarvelError as error:
-            damaged = self._discard_damaged()
-            again = (
-                f"{len(damaged)} of {self.num_shards} shards were damaged, the first is number "
-                f"{damaged[0]}: run again, and they are written once more."
-                if damaged
-                else "Mend the cause and run again, or remove that folder to begin anew."
-            )
+            self.discard_damaged(f"{error} ")
             raise MarvelError(
-                f"{error} What was encoded is kept in {self._partial}. {again}"
+                f"{error} What was encoded is kept in {self.partial.folder}. Mend the cause and "
+                "run again, or remove that folder to begin anew."
             ) from error
-        if self._records() != found:
+        if self.partial.records() != found:
             raise MarvelError(f"{self.path}: another process writes shards again: wait for it.")
-        self._partial.replace(self.path)
-        # Only now: until the store has its name, the records are what a killed writer resumes by.
-        for record_file in (*self.path.glob("shard-*.json"), self.path / _PROMISE):
-            record_file.unlink(missing_ok=True)
+        self.partial.rename()
 
-    def _discard_damaged(self) -> list[int]:
-        """Forgets shards whose files are not what was written, as after a loss of power."""
-        damaged = []
-        for number in range(self.num_shards):
-            record = self._record(number)
-            if not record["rows"]:
-                continue
-            files = (self._partial / vectors_name(number), self._partial / ids_name(number))
-            expected = (record["vectors_hash"], record["ids_hash"])
-            try:
-                whole = tuple(hash_files(file) for file in files) == expected
-            except FileNotFoundError:
-                whole = False
-            except OSError:  # unreadable now is not damaged
-                continue
-            if not whole:
-                self.discard(number)
-                damaged.append(number)
-        return damaged
+    def discard_damaged(self, why: str = "") -> None:
+        """Forgets shards whose files are not what was written.
+
+        Raises:
+          DamagedShardsError: there are some.
+        """
+        damaged = self.partial.discard_damaged()
+        if damaged:
+            raise DamagedShardsError(
+                f"{why}What was encoded is kept in {self.partial.folder}. {len(damaged)} of "
+                f"{self.num_shards} shards were damaged, the first is number {damaged[0]}: run "
+                "again, each process that has one, and they are written once more.",
+                damaged,
+            )
 
     def _flush(self) -> None:
         """Writes the next shard of the rows that were appended."""
@@ -263,7 +243,7 @@ class StoreWriter:
             parts.append(part[:left])
             left -= len(parts[-1])
         try:
-            self._save(number, self._ids[:rows], parts, failures=())
+            self.partial.save(number, self._ids[:rows], parts, contents=None, failures=())
         except BaseException:
             self._stored = [*parts, *self._stored]
             raise
@@ -284,29 +264,6 @@ class StoreWriter:
             store_types.check_norms(vectors, ids, where=f"{self.path}, cut to {kept} numbers")
         return encode_ids(ids, where=self.path), store_types.encode(vectors, self.manifest.dtype)
 
-    def _save(
-        self,
-        number: int,
-        ids: Sequence[bytes],
-        stored: Sequence[np.ndarray],
-        *,
-        failures: Sequence[Mapping[str, str]],
-    ) -> None:
-        record = ShardRecord(rows=len(ids), vectors_hash="", ids_hash="")
-        with self._explained():
-            if ids:
-                files = (self._partial / vectors_name(number), self._partial / ids_name(number))
-                kind, width = store_types.stored_row(self.manifest.dtype, self.manifest.dimension)
-                blob = ids_blob(ids)
-                record = ShardRecord(
-                    len(ids),
-                    write_array(files[0], stored, shape=(len(ids), width), dtype=kind),
-                    write_array(files[1], [blob], shape=blob.shape, dtype=blob.dtype),
-                )
-            # The record is what commits the shard.
-            kept = {**record._asdict(), "failures": [dict(failure) for failure in failures]}
-            self._replace(_record_name(number), kept)
-
     def _share(self, number: int) -> int:
         """Items of a shard."""
         if not 0 <= number < self.num_shards:
@@ -321,79 +278,3 @@ class StoreWriter:
         while number < self.num_shards and self.has(number):
             number += 1
         return number
-
-    def _record(self, number: int) -> dict[str, Any]:
-        return dict(read_json(self._partial / _record_name(number)))
-
-    def _records(self) -> list[dict[str, Any] | None]:
-        """Of every shard; None for one that is not there, which another process may discard."""
-        found: list[dict[str, Any] | None] = []
-        for number in range(self.num_shards):
-            try:
-                found.append(self._record(number) if self.has(number) else None)
-            except MarvelError:
-                if self.has(number):
-                    raise
-                found.append(None)
-        return found
-
-    def _promise(self) -> dict[str, Any]:
-        of = {} if self._made_of is None else {"made_of": self._made_of}
-        return {**dataclasses.asdict(self.manifest), "shard_rows": self.shard_rows, **of}
-
-    def _give_promise(self) -> None:
-        """Of processes that begin at once one gives it, and the others are held to it."""
-        temporary = self._write_beside(_PROMISE, self._promise())
-        try:
-            os.link(temporary, self._partial / _PROMISE)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            temporary.replace(self._partial / _PROMISE)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _check_promise(self) -> None:
-        found, wanted = read_json(self._partial / _PROMISE), self._promise()
-        if found != wanted:
-            differences = "; ".join(
-                f"{name} is {found.get(name)!r} there, {value!r} here"
-                for name, value in wanted.items()
-                if found.get(name) != value
-            )
-            raise MarvelError(
-                f"{self._partial} holds an unfinished store made otherwise ({differences}). "
-                "Go on with the same model and source, or remove that folder."
-            )
-
-    def _replace(self, name: str, value: Any) -> None:
-        """Writes JSON atomically, though another process writes the same name.
-
-        Unlike `files.write_json` it makes no folder: the one that another process has renamed
-        must not come back.
-        """
-        self._write_beside(name, value).replace(self._partial / name)
-
-    def _write_beside(self, name: str, value: Any) -> Path:
-        temporary = self._partial / f".{name}-{uuid.uuid4().hex}"
-        try:
-            temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        return temporary
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Says what to do when the disk is full."""
-        try:
-            yield
-        except OSError as error:
-            raise MarvelError(
-                f"{self._partial} could not be written: {error.strerror or error}. What is whole "
-                "there stays: make room, and run the same command again to go on."
-            ) from error
-
-
-def _record_name(number: int) -> str:
-    return f"shard-{number:05d}.json"

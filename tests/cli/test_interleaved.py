@@ -7,7 +7,7 @@ import pytest
 
 from marvel_jax.data.items import Image, Item, Video
 from marvel_jax.retrieval.embedder import Embedder
-from marvel_jax.retrieval.encode_copies import first_copies, sketch
+from marvel_jax.retrieval.item_content import content_key, first_copies
 from marvel_jax.retrieval.store import VectorStore
 from marvel_jax.settings import EmbeddingSettings
 from marvel_jax.video_geometry import VideoGeometry
@@ -122,5 +122,4 @@ def test_videos_are_copies_only_with_the_same_frames(pool):
         )
     ]
     items.append(Item.of(image=first))
-    marks = [sketch(item) for item in items]
-    assert first_copies(marks, items.__getitem__).tolist() == [0, 0, 2, 3, 4, 5]
+    assert first_copies([content_key(item) for item in items]).tolist() == [0, 0, 2, 3, 4, 5]

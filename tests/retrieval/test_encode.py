@@ -8,7 +8,7 @@ import pytest
 
 from marvel_jax.data.items import TASKS, Candidate, Item, Query
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval import store_writer
+from marvel_jax.retrieval import store_partial
 from marvel_jax.retrieval.embedder import Embedder
 from marvel_jax.retrieval.encode import encode_candidates, encode_queries, instructed
 from marvel_jax.retrieval.encode_shards import Share, encode_share, failures_path
@@ -243,7 +243,7 @@ def test_each_process_tells_its_broken_pictures_and_waits_for_those_that_others_
 
 
 def test_a_full_disk_keeps_what_is_whole(embedder, expected, tmp_path, monkeypatch):
-    original = store_writer.write_array
+    original = store_partial.write_array
 
     def write(file, *given, **more):
         if file.name == "ids-00002.npy":
@@ -251,7 +251,7 @@ def test_a_full_disk_keeps_what_is_whole(embedder, expected, tmp_path, monkeypat
         return original(file, *given, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_writer, "write_array", write)
+        patched.setattr(store_partial, "write_array", write)
         with pytest.raises(MarvelError, match=r"No space left on device.*make room"):
             encode(embedder, tmp_path / "store")
     calls = counting(embedder, monkeypatch)

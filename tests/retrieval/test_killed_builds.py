@@ -102,7 +102,7 @@ def test_a_killed_index_keeps_its_whole_shards_and_finds_what_there_is(tmp_path)
     pytest.importorskip("scann", reason="ScaNN has wheels for Linux only")
     store = write_store(tmp_path / "store", random_unit(6000, 24), shard_rows=2500)
     # GiB in which 2,100 vectors are built: three shards.
-    command = ("index", tmp_path / "store", "--memory", 0.001)
+    command = ("index", tmp_path / "store", "--memory", 0.00135)
     whole, killed, kept = killed_and_run_again(tmp_path, *command)
     wanted, found = ({name for name in content(path) if "/" in name} for path in (whole, killed))
     assert found == wanted

@@ -12,8 +12,9 @@ import pytest
 from vector_stores import manifest, random_unit, write_store
 
 from marvel_jax.errors import MarvelError
-from marvel_jax.retrieval import store_writer
+from marvel_jax.retrieval import store_partial
 from marvel_jax.retrieval.store import VectorStore
+from marvel_jax.retrieval.store_partial import PartialStore
 from marvel_jax.retrieval.store_types import STORE_TYPES, truncate
 from marvel_jax.retrieval.store_writer import StoreWriter, partial_path
 
@@ -118,14 +119,14 @@ def test_processes_that_begin_discard_and_finish_at_once_leave_one_whole_store(t
 
 def test_two_who_begin_with_other_settings_do_not_mix(tmp_path, monkeypatch):
     # As if the other had begun between the look and the promise.
-    give = StoreWriter._give_promise
+    give = PartialStore._give
 
-    def late(self):
-        monkeypatch.setattr(StoreWriter, "_give_promise", give)
+    def late(self, promise):
+        monkeypatch.setattr(PartialStore, "_give", give)
         writer(tmp_path / "store", dtype="bfloat16")
-        give(self)
+        give(self, promise)
 
-    monkeypatch.setattr(StoreWriter, "_give_promise", late)
+    monkeypatch.setattr(PartialStore, "_give", late)
     with pytest.raises(MarvelError, match="dtype is 'bfloat16' there, 'float32' here"):
         writer(tmp_path / "store")
 
@@ -189,7 +190,7 @@ def test_an_unfinished_store_of_an_earlier_version_is_refused(tmp_path):
 @pytest.mark.parametrize("by_number", [False, True])
 def test_a_disk_that_fills_up_loses_no_whole_shard(tmp_path, monkeypatch, by_number):
     one = writer(tmp_path / "store")
-    real = store_writer.write_array
+    real = store_partial.write_array
     written = []
 
     def fill_up(file, parts, **shape):
@@ -204,7 +205,7 @@ def test_a_disk_that_fills_up_loses_no_whole_shard(tmp_path, monkeypatch, by_num
 
         return real(file, [parts[0][:1], Full()], **shape)
 
-    monkeypatch.setattr(store_writer, "write_array", fill_up)
+    monkeypatch.setattr(store_partial, "write_array", fill_up)
     with pytest.raises(MarvelError, match=r"No space left on device.*run the same command again"):
         if by_number:
             for number in range(5):
@@ -230,13 +231,28 @@ def test_a_writer_that_found_no_room_still_has_its_rows(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_writer, "write_array", full)
+        patched.setattr(store_partial, "write_array", full)
         with pytest.raises(MarvelError, match="No space left"):
             one.append(IDS[:18], VECTORS[:18])
     one.append(IDS[18:], VECTORS[18:])
     store = one.finish()
     assert list(store.ids) == IDS
     np.testing.assert_array_equal(store.vectors(), VECTORS)
+
+
+def test_one_who_finishes_leaves_what_another_is_about_to_rename(tmp_path, monkeypatch):
+    first, second = (writer(tmp_path / "store") for _ in range(2))
+    first.append(IDS, VECTORS)
+    beside = PartialStore._write_beside
+
+    def meanwhile(self, name, value):
+        monkeypatch.setattr(PartialStore, "_write_beside", beside)
+        temporary = beside(self, name, value)
+        second.partial.write_manifest(value)
+        return temporary
+
+    monkeypatch.setattr(PartialStore, "_write_beside", meanwhile)
+    np.testing.assert_array_equal(first.finish().vectors(), VECTORS)
 
 
 def test_what_a_killed_writer_left_does_not_stay_in_the_store(tmp_path):
