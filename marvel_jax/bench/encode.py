@@ -43,9 +43,10 @@ def run(options: EncodeOptions) -> dict[str, Any]:
             device = jax.devices()[0]
             cuda = "cuda" if device.platform in ("gpu", "cuda") else "cpu"
             kind = device.device_kind
-            rows.append(
-                torch_peers.encode(options, vectors=vectors[0], device=cuda, device_kind=kind)
-            )
+            peer = torch_peers.encode(options, vectors=vectors[0], device=cuda, device_kind=kind)
+            rows.append(peer)
+            if "items/s" in peer:
+                notes.append(f"{best['items/s'] / peer['items/s']:.2f}x torch in items/s")
     return result(
         "encode",
         rows,

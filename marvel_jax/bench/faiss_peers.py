@@ -12,7 +12,7 @@ from marvel_jax.retrieval.store import VectorStore
 
 _ADDED_AT_ONCE = 65536
 _TRAINING_VECTORS = 64  # a list; FAISS asks for 39 at least
-_PROBES = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 512)
+_PROBES = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
 _FACTORS = (2, 4, 8, 16, 32, 64)
 _EF_CONSTRUCTION = 128  # FAISS's 40 is quicker to build, and slower at recall 0.99
 _EF_SEARCH = (10, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512)

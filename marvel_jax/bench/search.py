@@ -44,8 +44,8 @@ class SearchOptions:
     """Of each contender; None: the cores that there are."""
     repeats: int = 7
     """Turns in which the best of each are timed."""
-    peers: bool = True
-    """Measure FAISS, too."""
+    peers: tuple[str, ...] = faiss_peers.NAMES
+    """FAISS's indexes to measure, too."""
     workdir: Path | None = None
     """Keeps corpus and ScaNN's index for another run; None: a temporary folder."""
     seed: int = 0
@@ -57,6 +57,9 @@ class SearchOptions:
             raise MarvelError("rows, dimension, queries, threads and repeats are positive numbers.")
         if self.rows <= _K:
             raise MarvelError(f"rows={self.rows}: give more than the {_K} that are sought.")
+        unknown = sorted(set(self.peers) - set(faiss_peers.NAMES))
+        if unknown:
+            raise MarvelError(f"{unknown[0]!r}: choose peers of {', '.join(faiss_peers.NAMES)}.")
         if not self.recall or not all(0 < one < 1 for one in self.recall):
             raise MarvelError(f"recall={self.recall}: give shares above 0 and below 1, as 0.95.")
 
@@ -73,7 +76,7 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
     names = [SCANN]
     missing = faiss_peers.why_not() if options.peers else "--no-peers"
     if missing is None:
-        names += faiss_peers.NAMES
+        names += options.peers
     with _workdir(options) as workdir, contextlib.ExitStack() as stack:
         _prepare(options, workdir, say)
         children: dict[str, Child] = {}
@@ -96,6 +99,9 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
             for loser in set(children) - leaders:
                 children.pop(loser).close()
         notes = [f"FAISS left out: {missing}"] if missing else []
+        left_out = [name for name in faiss_peers.NAMES if name not in names]
+        if left_out and not missing:
+            notes.append(f"left out: {', '.join(left_out)}")
         ratios = {}
         for target in options.recall:
             found, line = _turns(rows, children, target, options, say)

@@ -3,6 +3,9 @@
 So each has its own memory, is built alone, and stays to be timed in turns with the others.
 """
 
+import contextlib
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -67,7 +70,8 @@ class Child:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(OSError):  # what was written and not read any more
+                    pipe.close()
         self._log.close()
 
     def ask(self, call: str, **arguments: Any) -> Any:
@@ -113,6 +117,7 @@ class Answers:
         before = self._contender.build(store, workdir=self._workdir)
         seconds = time.perf_counter() - started
         peak = status_bytes("VmHWM") if before is None else None
+        _give_back()
         # Some are loaded when they are asked first.
         first = self._contender.settings()[0][0]
         self._contender.search(self._queries[:1], self._exact.shape[1], first)
@@ -162,6 +167,13 @@ class Answers:
         found = self._contender.search(self._queries, self._exact.shape[1], setting)
         shares = [np.isin(right, got).mean() for got, right in zip(found, self._exact, strict=True)]
         return round(float(np.mean(shares)), 5)
+
+
+def _give_back() -> None:
+    """Returns to the system what building took and the allocator keeps: others need the memory."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _hopeless(point: dict[str, Any], best: list[dict[str, Any] | None]) -> bool:

@@ -16,7 +16,7 @@ from marvel_jax.retrieval.store import VectorStore
 
 SCANN = "scann"
 EXACT_SCORES = "exact_scores"
-_LEAVES = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 512)
+_LEAVES = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
 _REORDER = (20, 40, 60, 90, 140, 210, 320, 640)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ _GIB = 2**30
 _K = 10
 _APART = 0.7
 _TUNING_QUERIES = 1000
-_INDEX_BYTES_PER_BLOCK = 1.1  # of a vector; about 256 blocks
+_INDEX_BYTES_PER_NUMBER = 0.5  # of a vector
 _SEARCHED_AT_ONCE = 8192
 
 
@@ -115,9 +115,10 @@ def run(options: UnionOptions, *, say: Say = lambda line: None) -> dict[str, Any
         return store, {"vectors": len(store)}
 
     store = stages.run("write", store_stage) or VectorStore.open(workdir / "store", check="layout")
-    # Other queries than those that are measured.
+    # Other queries than those that are measured, of the tasks in the same shares.
+    counts = _shares(tasks, _TUNING_QUERIES)
     tuning = np.concatenate(
-        [part.queries(-(-_TUNING_QUERIES // len(vectors)), stream="tuning") for part in vectors]
+        [part.queries(count, stream="tuning") for part, count in zip(vectors, counts, strict=True)]
     )
 
     def index_stage() -> tuple[ScannIndex, dict[str, Any]]:
@@ -159,8 +160,7 @@ def run(options: UnionOptions, *, say: Say = lambda line: None) -> dict[str, Any
         return None, {"queries": done, **_pace(done, seconds, cpu)}
 
     stages.run("scann", scann_stage)
-    share = options.sample / sum(task.queries for task in tasks)
-    counts = [min(task.queries, max(1, round(task.queries * share))) for task in tasks]
+    counts = _shares(tasks, options.sample)
     sampled = [part.queries(count) for part, count in zip(vectors, counts, strict=True)]
 
     def exact_stage() -> tuple[None, dict[str, Any]]:
@@ -218,7 +218,7 @@ def begin(options: UnionOptions) -> None:
             )
         return
     rows = sum(task.pool for task in options.tasks)
-    needed = int(rows * (options.dimension * 2 + 64 + 256 * _INDEX_BYTES_PER_BLOCK))
+    needed = int(rows * (options.dimension * (2 + _INDEX_BYTES_PER_NUMBER) + 64))
     workdir.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(workdir).free
     if free < needed:
@@ -227,6 +227,12 @@ def begin(options: UnionOptions) -> None:
             f"{free / _GIB:.1f} are free. Give another --workdir or a smaller --scale."
         )
     write_json(file, asked)
+
+
+def _shares(tasks: Sequence[Task], total: int) -> list[int]:
+    """Queries of each task, some `total` of them, in the shares of all."""
+    share = total / sum(task.queries for task in tasks)
+    return [min(task.queries, max(1, round(task.queries * share))) for task in tasks]
 
 
 def _figures(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from marvel_jax.bench import faiss_peers, search
+from marvel_jax.bench import faiss_peers, search, search_child
 from marvel_jax.bench.clustered import Clustered, write_store
 from marvel_jax.bench.peak_memory import status_bytes
 from marvel_jax.bench.search import SearchOptions, run
@@ -57,6 +57,7 @@ def test_memory_held_is_that_of_an_index_in_use_and_building_that_of_the_first_r
 ):
     vectors = Clustered(rows=20, dimension=4, spread=1.0, seed=0)
     write_store([("c", vectors)], tmp_path / "store", dtype="float32")
+    search_child._give_back()  # what other tests left, as building does
     before = status_bytes("RssAnon") / 2**30
     built = answers.build()
     assert built["held_gib"] >= before + 0.05 and built["build_peak_gib"] > 0
@@ -68,7 +69,7 @@ def test_memory_held_is_that_of_an_index_in_use_and_building_that_of_the_first_r
 def test_scann_alone_is_built_searched_and_timed_in_its_own_process(tmp_path):
     pytest.importorskip("scann", reason="ScaNN has wheels for Linux only")
     options = SearchOptions(
-        rows=3000, dimension=16, queries=50, recall=(0.8,), peers=False, workdir=tmp_path
+        rows=3000, dimension=16, queries=50, recall=(0.8,), peers=(), workdir=tmp_path
     )
     found = run(options)
     (row,) = found["rows"]
@@ -88,6 +89,48 @@ def test_scann_alone_is_built_searched_and_timed_in_its_own_process(tmp_path):
             child.ask("build")
         process = child._process
     assert process.poll() is not None
+
+
+def test_a_contender_that_the_system_killed_is_told(tmp_path):
+    child = Child("scann", workdir=tmp_path, threads=1, seconds=300)
+    with pytest.raises(MarvelError, match="scann: its process ended while asked to lap"), child:
+        child._process.kill()
+        child._process.wait()
+        child.ask("lap", setting={"reorder": 20})
+
+
+def test_only_the_peers_that_are_asked_for_are_measured_and_the_others_are_told(monkeypatch):
+    with pytest.raises(MarvelError, match="'faiss ivf': choose peers of faiss ivf-flat"):
+        SearchOptions(peers=("faiss ivf",))
+    monkeypatch.setattr(search.faiss_peers, "why_not", lambda: None)
+    asked = []
+
+    class Told:
+        def __init__(self, name, **_):
+            asked.append(name)
+            self.name = name
+
+        def ask(self, call, **_):
+            point = {"setting": {"nprobe": 3}, "recall": 0.9, "queries/s": 9.0}
+            lap = {"seconds": 1.0, "cpu_seconds": 1.0}
+            return {
+                "build": {"build_seconds": 1.0},
+                "grid": [point | {"queries/cpu-s": 5.0}],
+                "lap": lap,
+            }[call]
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(search, "Child", Told)
+    monkeypatch.setattr(search, "_prepare", lambda *_: None)
+    found = run(SearchOptions(recall=(0.8,), peers=("faiss hnsw32",), repeats=2))
+    assert asked == ["scann", "faiss hnsw32"]
+    assert found["of_best_peer"]["0.8"]["queries/s"] == 1.0
+    assert any(
+        line.startswith("left out: faiss ivf-flat") and "hnsw32" not in line
+        for line in found["notes"]
+    )
 
 
 def test_the_ratio_is_of_the_best_peer_in_the_same_turns(monkeypatch):

@@ -61,7 +61,7 @@ def test_a_tiny_union_is_written_indexed_searched_and_goes_on(tmp_path, monkeypa
 
 def test_a_disk_that_is_too_small_is_told_first(tmp_path, monkeypatch):
     monkeypatch.setattr(union.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
-    with pytest.raises(MarvelError, match=r"5,609,079 vectors .* need 17\.\d GiB .* 1\.0 are free"):
+    with pytest.raises(MarvelError, match=r"5,609,079 vectors .* need 20\.\d GiB .* 1\.0 are free"):
         run(UnionOptions(workdir=tmp_path / "union", scale=1))
     assert not (tmp_path / "union" / "options.json").exists()
 

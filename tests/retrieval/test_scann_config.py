@@ -21,7 +21,7 @@ def test_the_rule_gives_shards_that_fit_into_memory(count, dimension, memory):
     assert config.kind == "tree"
     assert 1 <= config.search_leaves <= config.leaves <= config.shard_rows <= count
     assert build_bytes(config.shard_rows, dimension) <= memory * 1.001
-    assert -(-dimension // config.dimensions_per_block) <= 256
+    assert config.dimensions_per_block == (2 if dimension <= 512 else 3)
     # A copy of the vectors is kept only where the corpus is one shard, and then gladly.
     assert (config.vectors == "index") == (config.shard_rows == count)
 
@@ -31,6 +31,13 @@ def test_the_most_rows_that_fit_fit_and_one_in_a_hundred_more_does_not(memory, d
     rows = rows_that_fit(memory, dimension)
     assert build_bytes(rows, dimension) <= memory
     assert build_bytes(rows + rows // 100 + 2, dimension) > memory
+
+
+@pytest.mark.parametrize(
+    ("rows", "leaves"), [(3000, 219), (100_000, 1265), (500_000, 5000), (5_600_000, 23_664)]
+)
+def test_leaves_hold_a_hundred_rows_where_that_is_neither_too_few_nor_too_many(rows, leaves):
+    assert ScannConfig().resolve(rows, 64, memory=1 << 50).leaves == leaves
 
 
 def test_shards_are_of_equal_size():

@@ -42,7 +42,6 @@ def index_path(store, tmp_path_factory):
 
 
 QUERIES = clustered(200, seed=2)
-QUERIES_OF_ALL = 8000  # more than 30 cores take in batches of 256
 VECTORS_OF_60 = random_unit(60, 8)
 
 
@@ -106,11 +105,13 @@ def test_many_queries_are_searched_some_at_a_time(store, index_path, monkeypatch
     np.testing.assert_array_equal(found.scores, whole.scores)
 
 
-@pytest.mark.parametrize(("count", "share"), [(200, 7), (5, 1), (QUERIES_OF_ALL, 256)])
-def test_every_core_has_queries_to_search(store, index_path, monkeypatch, count, share):
+@pytest.mark.parametrize(
+    ("count", "cores", "share"), [(200, 30, 7), (5, 30, 1), (8000, 30, 267), (8000, 2, 1024)]
+)
+def test_every_core_has_queries_to_search(store, index_path, monkeypatch, count, cores, share):
     """ScaNN's threads take whole batches of queries: on 30 cores, one in 30."""
     shares = []
-    monkeypatch.setattr(scann_ops, "cores", lambda: 30)
+    monkeypatch.setattr(scann_ops, "cores", lambda: cores)
     index = ScannIndex.open(index_path, store)
     searcher = index._searcher(0)
 
@@ -193,7 +194,7 @@ def test_a_killed_build_goes_on_and_half_an_index_is_refused(tmp_path, monkeypat
     scann_ops_build = scann_ops.build
     with monkeypatch.context() as patched:
         patched.setattr(scann_ops, "build", build)
-        patched.setattr(scann_memory, "budget", lambda memory_gb: 820_000)
+        patched.setattr(scann_memory, "budget", lambda memory_gb: 1_110_000)
         with pytest.raises(KeyboardInterrupt):
             ScannIndex.build(store, path=path)
     with pytest.raises(MarvelError, match=r"unfinished one lies in .*\.index\.unfinished"):
