@@ -43,7 +43,7 @@ def quickstart(
     return run_quickstart(workdir, seed=seed, short=short)
 
 
-app.command(data, name="data", help="Builds a corpus.")
+app.command(data, name="data", help="Corpora: build, check, download.")
 app.command(name="import")(import_model)
 app.command(train)
 app.command(export)
@@ -59,7 +59,11 @@ app.command(report)
 app.command(mine)
 app.command(study, name="study", help="Trials of a recipe along axes: run, schedule, plan, report.")
 app.command(serve)
-app.command(bench, name="bench", help="Measures loss, train step, packing, attention, encoding.")
+app.command(
+    bench,
+    name="bench",
+    help="Measures: loss, step, attention, encoding, pictures, search, a whole pool, the server.",
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:

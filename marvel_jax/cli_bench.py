@@ -276,6 +276,9 @@ def bench_search(
     threads: Annotated[int | None, arg(help="Of each contender; else all cores.")] = None,
     repeats: Annotated[int, arg(help="Turns in which the best of each are timed.")] = 7,
     no_peers: Annotated[bool, arg(help="Leave out FAISS.")] = False,
+    peers: Annotated[
+        tuple[str, ...], arg(help="FAISS's indexes to measure, by name; none: all.")
+    ] = (),
     workdir: Annotated[
         Path | None, arg(help="Keeps corpus and index for another run; else a temporary folder.")
     ] = None,
@@ -289,7 +292,7 @@ def bench_search(
     """
     from rich.console import Console
 
-    from marvel_jax.bench import search
+    from marvel_jax.bench import faiss_peers, search
 
     options = search.SearchOptions(
         rows=rows,
@@ -299,7 +302,7 @@ def bench_search(
         spread=spread,
         threads=threads,
         repeats=repeats,
-        peers=not no_peers,
+        peers=() if no_peers else peers or faiss_peers.NAMES,
         workdir=workdir,
         seed=seed,
     )

@@ -201,6 +201,12 @@ def reranked_lines(reranked: RerankedEvaluation) -> list[str]:
             f"{'mean':<22}{pool.mean_retrieval:<11.3f}{pool.mean_reranked:<11.3f}"
             f"{pool.mean_fused:<16.3f}{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
         )
+        kinds = pool.by_task if len(pool.by_task) < len(pool.sets) else ()
+        lines += [
+            f"{f'{group.name}, {len(group.sets)}':<22}{group.retrieval:<11.3f}"
+            f"{group.reranked:<11.3f}{group.fused:.3f}"
+            for group in (*kinds, *pool.by_protocol)
+        ]
     cost = reranked.cost
     lines.append(
         f"reranker: {cost.pairs:,} pairs in {cost.seconds:,.1f} s "

@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from marvel_jax.files import hash_json, read_json_object, write_json
 from marvel_jax.retrieval.analysis import JudgedSet
 from marvel_jax.retrieval.analysis_tradeoff import (
     Sample,
@@ -47,7 +49,8 @@ def measure_tradeoff(
 
     Every type that is no finer than the store's, each at D, D/2, D/4 and D/8 numbers; and over the
     store itself ScaNN with fewer and with more leaves. A converted store lies in the evaluation's
-    folder while it is measured and is then removed.
+    folder while it is measured and is then removed. What was measured before a kill is kept there
+    until all is.
 
     Args:
       folder: the evaluation, for its queries' vectors.
@@ -73,24 +76,53 @@ def measure_tradeoff(
         for halvings in range(_HALVINGS + 1)
         if not halvings or store.dimension >> halvings >= _SHORTEST
     ]
+    asked = sum(len(sample.places) for sample in samples.values())
+    kept = _Kept(scratch, [folder.about, [one.name for one in sets], queries, seed])
     for dtype in STORE_TYPES[STORE_TYPES.index(store.dtype) :]:
         for dimension in dimensions:
-            say(f"trade-off: {dtype}, {dimension} numbers")
+            name = f"{dtype}, {dimension} numbers"
+            measured = kept.points(name)
+            if measured:
+                say(f"trade-off: {name}: measured before")
+                points += measured
+                continue
+            say(f"trade-off: {name}")
             with _converted(store, scratch, dtype=dtype, dimension=dimension) as small:
-                points.append(measure_point(ExactSearcher(small), sets, samples, seed=seed))
-                if dtype in _WITHOUT_CODES:
-                    continue
-                points += _approximate(
-                    small,
-                    sets,
-                    samples,
-                    path=scratch / "index",
-                    several=small is store,
-                    seed=seed,
-                )
+                measured = [measure_point(ExactSearcher(small), sets, samples, seed=seed)]
+                if dtype not in _WITHOUT_CODES:
+                    measured += _approximate(
+                        small,
+                        sets,
+                        samples,
+                        path=scratch / "index",
+                        several=small is store,
+                        seed=seed,
+                    )
+            kept.keep(name, measured)
+            points += measured
     shutil.rmtree(scratch, ignore_errors=True)
-    asked = sum(len(sample.places) for sample in samples.values())
     return Tradeoff(tuple(points), queries=asked, candidates=len(store))
+
+
+class _Kept:
+    """Points by what they are of, in a file; of another store or other queries none is taken."""
+
+    def __init__(self, scratch: Path, described: Any) -> None:
+        self._file = scratch / "points.json"
+        self._of = hash_json(described)
+        found = read_json_object(self._file) if self._file.is_file() else {}
+        self._points: dict[str, Any] = found["points"] if found.get("of") == self._of else {}
+        if not self._points:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def points(self, name: str) -> list[TradeoffPoint]:
+        """Those of this name; none where it was not measured."""
+        return [TradeoffPoint.of(one) for one in self._points.get(name, [])]
+
+    def keep(self, name: str, points: Sequence[TradeoffPoint]) -> None:
+        """Adds them to the file."""
+        self._points[name] = [one.to_dict() for one in points]
+        write_json(self._file, {"of": self._of, "points": self._points})
 
 
 @contextmanager

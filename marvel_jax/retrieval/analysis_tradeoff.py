@@ -22,8 +22,8 @@ class TradeoffPoint(NamedTuple):
     """One way to keep and search the candidates.
 
     search: "exact" or the index's setting. bytes_per_vector: of the store. score: the mean over
-    sets of hit@k in the pool of everything. recall: of the ten nearest by exact search over the
-    whole float vectors. milliseconds: a query, in a batch.
+    sets of hit@k in the pool of everything. recall: of the ten nearest by exact search of the
+    evaluation's store. milliseconds: a query, in a batch.
     """
 
     dtype: str
@@ -34,6 +34,15 @@ class TradeoffPoint(NamedTuple):
     score: Interval
     recall: float
     milliseconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return self._asdict() | {"score": self.score._asdict()}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "TradeoffPoint":
+        """What `to_dict` gave."""
+        return cls(**{**plain, "score": Interval(**plain["score"])})
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Tradeoff:
         return {
             "queries": self.queries,
             "candidates": self.candidates,
-            "points": [one._asdict() | {"score": one.score._asdict()} for one in self.points],
+            "points": [one.to_dict() for one in self.points],
         }
 
 

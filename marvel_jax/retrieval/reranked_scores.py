@@ -12,7 +12,14 @@ from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.fusion import Form, FusionWeights, Reranked, fuse
 from marvel_jax.retrieval.fusion_report import FusionReport, compare
 from marvel_jax.retrieval.metrics import Interval
-from marvel_jax.retrieval.protocols import Evaluation, PoolScores, plain, score_pool, seed_of
+from marvel_jax.retrieval.protocols import (
+    Evaluation,
+    GroupScores,
+    PoolScores,
+    plain,
+    score_pool,
+    seed_of,
+)
 from marvel_jax.retrieval.retrieval_sets import Rankings
 
 Pool = Literal["local", "global"]
@@ -60,9 +67,19 @@ class RerankedSet:
     verdict: str
 
 
+class RerankedGroup(NamedTuple):
+    """Plain means of hit@k over the sets of a kind of task, or over seen or held-out ones."""
+
+    name: str
+    sets: tuple[str, ...]
+    retrieval: float
+    reranked: float
+    fused: float
+
+
 @dataclasses.dataclass(frozen=True)
 class RerankedPool:
-    """All sets in one pool, and the means over sets."""
+    """All sets in one pool, and the means over sets and over the evaluation's groups of them."""
 
     sets: tuple[RerankedSet, ...]
     weights: FusionWeights
@@ -71,6 +88,8 @@ class RerankedPool:
     mean_fused: float
     mean_change_reranked: Interval
     mean_change_fused: Interval
+    by_task: tuple[RerankedGroup, ...] = ()
+    by_protocol: tuple[RerankedGroup, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -156,7 +175,12 @@ def score_reranked(
                 found.setdefault(one.name, {})[order] = dataclasses.replace(
                     scores, chance=before.chance
                 )
-        pools[pool] = _pool(found, reports["reranked"][1], reports["fused"][1], weights[pool])
+        whole = _pool(found, reports["reranked"][1], reports["fused"][1], weights[pool])
+        pools[pool] = dataclasses.replace(
+            whole,
+            by_task=_groups(evaluation.by_task, whole.sets),
+            by_protocol=_groups(evaluation.by_protocol, whole.sets),
+        )
     rankings = {
         name: {order: Rankings(both["local"], both["global"]) for order, both in made.items()}
         for name, made in orders.items()
@@ -193,6 +217,22 @@ def _pool(
         mean_change_reranked=alone.mean_change,
         mean_change_fused=fused.mean_change,
     )
+
+
+def _groups(
+    groups: Sequence[GroupScores], sets: Sequence[RerankedSet]
+) -> tuple[RerankedGroup, ...]:
+    by_name = {one.name: one for one in sets}
+    found = []
+    for group in groups:
+        held = [by_name[name] for name in group.sets]
+        means = (
+            [one.retrieval.mean for one in held],
+            [one.reranked.hit[one.k].mean for one in held],
+            [one.fused.hit[one.k].mean for one in held],
+        )
+        found.append(RerankedGroup(group.name, group.sets, *(float(np.mean(m)) for m in means)))
+    return tuple(found)
 
 
 def _lists(

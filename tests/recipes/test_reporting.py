@@ -11,6 +11,7 @@ import pytest
 
 from marvel_jax.data.mbeir import MbeirFolder
 from marvel_jax.errors import MarvelError
+from marvel_jax.recipes import reporting_tradeoff
 from marvel_jax.recipes.reporting import report_evaluation
 from marvel_jax.retrieval import evaluation_folder
 from marvel_jax.retrieval.protocols import RetrievalSet, evaluate
@@ -159,6 +160,32 @@ def test_the_trade_off_starts_with_what_was_evaluated(good, tmp_path):
         for dimension in (32, 16)
     }
     assert not (good / "tradeoff").exists()
+
+
+def test_a_killed_trade_off_goes_on_where_it_was(good, tmp_path, monkeypatch):
+    measured, measure = [], reporting_tradeoff.measure_point
+
+    def mortal(searcher, *given, **more):
+        found = measure(searcher, *given, **more)
+        measured.append((found.dtype, found.dimension, found.search))
+        if len(measured) == 4:  # of int8 at its first dimension, without what is behind it
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reporting_tradeoff, "_approximate", lambda *given, **more: [])
+        patched.setattr(reporting_tradeoff, "measure_point", mortal)
+        with pytest.raises(KeyboardInterrupt):
+            report(good, out=tmp_path / "out", tradeoff=True)
+        report(good, out=tmp_path / "out", tradeoff=True)
+        again = measured[4:]
+        assert again[0] == measured[3] and not set(again) & set(measured[:3])
+        record = json.loads((tmp_path / "out" / "report.json").read_text())["tradeoff"]
+        shown = [(one["dtype"], one["dimension"], one["search"]) for one in record["points"]]
+        assert shown == measured[:3] + again and len(shown) == 8
+        # Of other queries nothing is taken.
+        report(good, out=tmp_path / "other", tradeoff=True, tradeoff_queries=3)
+        assert len(measured) == 4 + 5 + 8
 
 
 def test_a_run_beside_itself_differs_nowhere(good, tmp_path):

@@ -1,5 +1,6 @@
 """Reranked and fused orders against plain Python, and their scores beside retrieval's."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.retrieval import metrics
 from marvel_jax.retrieval.exact import TopK
 from marvel_jax.retrieval.fusion import FusionWeights
-from marvel_jax.retrieval.protocols import Evaluation, SetScores, score_pool, seed_of
+from marvel_jax.retrieval.protocols import Evaluation, GroupScores, SetScores, score_pool, seed_of
 from marvel_jax.retrieval.reranked_scores import (
     Cost,
     Judgement,
@@ -104,6 +105,27 @@ def test_orders_and_scores_are_those_of_plain_python(ends):
         assert reranked.pools[pool].mean_fused == pytest.approx(np.mean(means))
     # Here the reranker knows more than chance, so that something was really reordered.
     assert reranked.pools["global"].mean_reranked != reranked.pools["global"].mean_retrieval
+
+
+def test_kinds_of_task_have_their_means():
+    found, judgements, ids = evaluation(("a", "b", "c"))
+    groups = (
+        GroupScores("t->i", ("a", "c"), found.mean_local, found.mean_global),
+        GroupScores("i->t", ("b",), found.mean_local, found.mean_global),
+    )
+    found = dataclasses.replace(found, by_task=groups, by_protocol=groups[:1])
+    weights = dict.fromkeys(("local", "global"), fixed_weights(0.5, ["a", "b", "c"]))
+    pools = score_reranked(found, ids, judgements, weights, cost=Cost(1, 1.0)).pools
+    for pool in pools.values():
+        first, second = pool.by_task
+        assert first.sets == ("a", "c") and pool.by_protocol == (first,)
+        kept = [one for one in pool.sets if one.name != "b"]
+        assert first.retrieval == pytest.approx(np.mean([one.retrieval.mean for one in kept]))
+        assert first.reranked == pytest.approx(np.mean([one.reranked.hit[5].mean for one in kept]))
+        assert first.fused == pytest.approx(np.mean([one.fused.hit[5].mean for one in kept]))
+        assert second.fused == pool.sets[1].fused.hit[5].mean
+        assert second.retrieval == pool.sets[1].retrieval.mean
+        assert second != first
 
 
 def test_it_serialises_with_its_cost():
