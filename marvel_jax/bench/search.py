@@ -17,11 +17,13 @@ from marvel_jax.bench.search_child import Child
 from marvel_jax.bench.search_contenders import EXACT_SCORES, SCANN
 from marvel_jax.bench.stopwatch import Lap, median, ratio
 from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval import scann_ops, scann_processor
 from marvel_jax.retrieval.exact import top_k
 from marvel_jax.retrieval.prefetch import cores
 
 Say = Callable[[str], None]
 _K = 10
+_AS_INSTALLED = "scann as installed"
 _GIB = 2**30
 _SECONDS = 4 * 3600.0  # for a build on the slowest machine that is thought of
 
@@ -69,6 +71,8 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
     reaches each recall over its grid, and times these in turns; a row for each.
 
     `of_best_peer` is ScaNN's queries a second over those of the best peer: the median over turns.
+    Where we let ScaNN use instructions that its wheel does not (see `scann_processor`), ScaNN as it
+    is installed takes its turns, too.
 
     Raises:
       MarvelError: the disk does not suffice, or a contender fails.
@@ -83,10 +87,7 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
         rows: list[dict[str, Any]] = []
         for name in names:
             say(f"{name}: building")
-            child = Child(
-                name, workdir=workdir, threads=options.threads or cores(), seconds=_SECONDS
-            )
-            stack.callback(child.close)
+            child = stack.enter_context(_child(name, workdir, options))
             built = child.ask("build")
             say(f"{name}: built in {built['build_seconds']:.0f} s; searching over its grid")
             points = child.ask("grid", targets=list(options.recall))
@@ -98,6 +99,9 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
             leaders = {one["index"] for one in _leaders(rows, options)} | {SCANN}
             for loser in set(children) - leaders:
                 children.pop(loser).close()
+        if scann_ops.instructions() and _leaders(rows, options):
+            children[_AS_INSTALLED] = stack.enter_context(_child(_AS_INSTALLED, workdir, options))
+            children[_AS_INSTALLED].ask("build")
         notes = [f"FAISS left out: {missing}"] if missing else []
         left_out = [name for name in faiss_peers.NAMES if name not in names]
         if left_out and not missing:
@@ -114,10 +118,22 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
         "threads": options.threads or cores(),
         "spread": options.spread,
         "scann": package_version("scann"),
+        "scann_instructions": list(scann_ops.instructions()),
         "faiss": package_version("faiss-cpu"),
         "of_best_peer": ratios,
     }
     return result("search", rows, **facts, notes=notes)
+
+
+def _child(name: str, workdir: Path, options: SearchOptions) -> Child:
+    installed = {scann_processor.VARIABLE: scann_processor.AS_INSTALLED}
+    return Child(
+        SCANN if name == _AS_INSTALLED else name,
+        workdir=workdir,
+        threads=options.threads or cores(),
+        seconds=_SECONDS,
+        environment=installed if name == _AS_INSTALLED else {},
+    )
 
 
 @contextlib.contextmanager
@@ -191,6 +207,8 @@ def _turns(
         EXACT_SCORES: (SCANN, _setting(ours["setting"]) | {EXACT_SCORES: 1}),
         best[0]["index"]: (best[0]["index"], _setting(best[0]["setting"])),
     }
+    if _AS_INSTALLED in children:
+        asked[_AS_INSTALLED] = (_AS_INSTALLED, _setting(ours["setting"]))
     laps: dict[str, list[Lap]] = {name: [] for name in asked}
     for turn in range(options.repeats):
         for name, (child, setting) in asked.items():
@@ -216,6 +234,10 @@ def _turns(
         "queries/s, exact scores": round(exactly.seconds, 3),
         "queries/cpu-s, exact scores": round(exactly.cpu_seconds, 3),
     }
+    if _AS_INSTALLED in asked:
+        gained = ratio(laps[_AS_INSTALLED], laps[SCANN])
+        line += f"; {gained.seconds:.2f}x of ScaNN as its wheel runs"
+        figures["queries/s, of ScaNN as installed"] = round(gained.seconds, 3)
     return figures, line
 
 

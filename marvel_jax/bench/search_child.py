@@ -7,11 +7,13 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -44,7 +46,15 @@ class Contender(Protocol):
 class Child:
     """The parent's side: starts the process, asks, and ends it."""
 
-    def __init__(self, name: str, *, workdir: Path, threads: int, seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        workdir: Path,
+        threads: int,
+        seconds: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._seconds = seconds
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
@@ -55,6 +65,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
 
     def __enter__(self) -> Self:

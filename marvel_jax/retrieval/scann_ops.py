@@ -1,6 +1,7 @@
 """The door to the scann package: built shard by shard, loaded, searched, and quiet."""
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from marvel_jax.errors import MarvelError
+from marvel_jax.retrieval import scann_processor
 from marvel_jax.retrieval.prefetch import cores
 from marvel_jax.retrieval.scann_config import ScannConfig, training_sample
 
@@ -37,7 +39,7 @@ class Candidates(NamedTuple):
 
 
 def require() -> ModuleType:
-    """The scann package.
+    """The scann package, with the kernels of this processor.
 
     Raises:
       ScannUnavailableError: it cannot be loaded here.
@@ -49,7 +51,16 @@ def require() -> ModuleType:
             f"ScaNN cannot be loaded ({error}). It has wheels for Linux only (x86-64 and aarch64): "
             "there `pip install scann`; elsewhere use exact search."
         ) from error
+    instructions()
     return scann_ops_pybind
+
+
+@functools.cache
+def instructions() -> tuple[str, ...]:
+    """What ScaNN uses of this processor, of "avx2" and "avx512"; see `scann_processor`."""
+    from scann.scann_ops.py.scann_ops_pybind import scann_pybind
+
+    return scann_processor.enable(Path(scann_pybind.__file__))
 
 
 def build(vectors: np.ndarray, config: ScannConfig) -> Any:

@@ -155,7 +155,25 @@ def test_the_ratio_is_of_the_best_peer_in_the_same_turns(monkeypatch):
     assert (found["peer"], found["queries/s"], found["queries/cpu-s"]) == ("fast", 2.0, 2.0)
     assert found["queries/s, exact scores"] == 0.5
     assert rows[0]["queries/s"] == 30.0 and rows[2]["queries/s"] == 20.0
-    assert "2.00x" in line
+    assert "2.00x" in line and "as its wheel runs" not in line
+
+    children |= {"scann": Timed([1, 4, 10, 40, 2, 8]), "fast": Timed([2, 30, 3])}
+    children["scann as installed"] = Timed([3, 20, 5])
+    found, line = search._turns(rows, children, 0.9, options, lambda line: None)
+    assert (found["queries/s"], found["queries/s, of ScaNN as installed"]) == (2.0, 2.5)
+    assert line.endswith("2.50x of ScaNN as its wheel runs")
+
+
+def test_scann_as_installed_runs_in_a_process_that_leaves_the_wheel_alone(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(search, "Child", lambda name, **how: asked.append((name, how)))
+    options = SearchOptions(threads=1)
+    for name in ("scann", "scann as installed"):
+        search._child(name, tmp_path, options)
+    (ours, plain), (theirs, installed) = asked
+    assert (ours, theirs) == ("scann", "scann")
+    assert plain["environment"] == {}
+    assert installed["environment"] == {"MARVEL_SCANN_INSTRUCTIONS": "installed"}
 
 
 @pytest.mark.peer
