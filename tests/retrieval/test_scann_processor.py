@@ -23,8 +23,7 @@ def test_kernels_are_those_whose_instructions_the_processor_has():
 
 
 def test_a_library_without_the_flags_is_left_alone(tmp_path):
-    math = next(Path(sys.base_prefix).rglob("lib-dynload/_json*.so"))  # any library
-    assert scann_processor.enable(math) == ()
+    assert scann_processor.enable(Path(np._core._multiarray_umath.__file__)) == ()
     assert scann_processor.enable(tmp_path / "missing.so") == ()
 
 
