@@ -71,8 +71,8 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
     reaches each recall over its grid, and times these in turns; a row for each.
 
     `of_best_peer` is ScaNN's queries a second over those of the best peer: the median over turns.
-    Where we let ScaNN use instructions that its wheel does not (see `scann_processor`), ScaNN as it
-    is installed takes its turns, too.
+    Where we let ScaNN use kernels that its wheel does not (see `scann_processor`), ScaNN as it is
+    installed takes its turns, too.
 
     Raises:
       MarvelError: the disk does not suffice, or a contender fails.
@@ -99,7 +99,7 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
             leaders = {one["index"] for one in _leaders(rows, options)} | {SCANN}
             for loser in set(children) - leaders:
                 children.pop(loser).close()
-        if scann_ops.instructions() and _leaders(rows, options):
+        if scann_ops.added_kernels() and _leaders(rows, options):
             children[_AS_INSTALLED] = stack.enter_context(_child(_AS_INSTALLED, workdir, options))
             children[_AS_INSTALLED].ask("build")
         notes = [f"FAISS left out: {missing}"] if missing else []
@@ -118,7 +118,7 @@ def run(options: SearchOptions, *, say: Say = lambda line: None) -> dict[str, An
         "threads": options.threads or cores(),
         "spread": options.spread,
         "scann": package_version("scann"),
-        "scann_instructions": list(scann_ops.instructions()),
+        "scann_added_kernels": list(scann_ops.added_kernels()),
         "faiss": package_version("faiss-cpu"),
         "of_best_peer": ratios,
     }

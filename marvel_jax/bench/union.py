@@ -15,6 +15,7 @@ from marvel_jax.bench.machine import cpu_seconds, result
 from marvel_jax.bench.peak_memory import PeakMemory
 from marvel_jax.errors import MarvelError
 from marvel_jax.files import read_json_object, write_json
+from marvel_jax.retrieval import scann_ops
 from marvel_jax.retrieval.exact import TopK, top_k
 from marvel_jax.retrieval.scann_index import ScannIndex, recall_against_exact
 from marvel_jax.retrieval.store import VectorStore
@@ -157,7 +158,8 @@ def run(options: UnionOptions, *, say: Say = lambda line: None) -> dict[str, Any
                 say(f"  ScaNN: {done:,} of {total:,} queries, {done / seconds:,.0f}/s")
             rows = np.concatenate([one.indices for one in found])
             np.save(workdir / f"scann-{task.name}.npy", rows)
-        return None, {"queries": done, **_pace(done, seconds, cpu)}
+        kernels = {"added_kernels": list(scann_ops.added_kernels())}
+        return None, {"queries": done, **_pace(done, seconds, cpu), **kernels}
 
     stages.run("scann", scann_stage)
     counts = _shares(tasks, options.sample)

@@ -25,7 +25,7 @@ class ScannConfig:
     leaves: leaves of a shard; None: four times the square root of its rows; from 160,000 rows on
       one for 100 of them, up to ten times the square root. Small leaves waste less: at 100,000 x
       768, recall@10 0.99 needs 3% of the rows so, and 30% with a quarter of the leaves; at
-      1,000,000 x 768, 10,000 leaves give 15% more queries/s at 0.95 than 4,000 (SSE4's kernels).
+      1,000,000 x 768, 10,000 leaves give 15% more queries/s at 0.95 than 4,000.
     search_leaves: leaves of a shard looked at for a query; None: a fiftieth of them, at least 32.
     reorder: candidates scored again with their vectors; None: 200.
     dimensions_per_block: numbers that share a 4-bit code; None: 2 up to 512 numbers, else 3. Up to

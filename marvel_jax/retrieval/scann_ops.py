@@ -43,6 +43,7 @@ def require() -> ModuleType:
 
     Raises:
       ScannUnavailableError: it cannot be loaded here.
+      MarvelError: as `scann_processor.enable`.
     """
     try:
         from scann import scann_ops_pybind
@@ -51,13 +52,22 @@ def require() -> ModuleType:
             f"ScaNN cannot be loaded ({error}). It has wheels for Linux only (x86-64 and aarch64): "
             "there `pip install scann`; elsewhere use exact search."
         ) from error
-    instructions()
+    _enable()
     return scann_ops_pybind
 
 
+def added_kernels() -> tuple[str, ...]:
+    """The kernels that ScaNN uses here and would not as it is installed: see `scann_processor`.
+
+    Raises:
+      ScannUnavailableError, MarvelError: as `require`.
+    """
+    require()
+    return _enable()
+
+
 @functools.cache
-def instructions() -> tuple[str, ...]:
-    """What ScaNN uses of this processor, of "avx2" and "avx512"; see `scann_processor`."""
+def _enable() -> tuple[str, ...]:
     from scann.scann_ops.py.scann_ops_pybind import scann_pybind
 
     return scann_processor.enable(Path(scann_pybind.__file__))

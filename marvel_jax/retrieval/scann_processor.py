@@ -1,9 +1,10 @@
 """Lets ScaNN use the vector instructions that the processor has.
 
 ScaNN chooses its kernels by flags of its library. Its wheels for x86-64 (1.3.5 to 1.4.2 were looked
-at) lack the code that asks the processor, so that every flag says no and the oldest kernels, of
-SSE4, run on every machine: at half of the speed. The flags are exported; here they are given what
-ScaNN's own rule gives them. `MARVEL_SCANN_INSTRUCTIONS=installed` leaves them as they are.
+at) lack the code that asks the processor, so that every flag says no and the oldest kernels (SSE4
+for codes, AVX for distances) run on every machine: at little more than half of the speed. The flags
+are exported; here they are given what ScaNN's own rule gives them.
+`MARVEL_SCANN_INSTRUCTIONS=installed` leaves them as they are.
 """
 
 import ctypes
@@ -22,14 +23,15 @@ _NEEDS = {
     "avx2": {"avx2", "fma"},
     "avx512": {"avx2", "fma", "avx512f", "avx512dq", "avx512bw"},
 }
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def enable(library: Path) -> tuple[str, ...]:
     """Raises the flags of ScaNN's library; must come before an index is built or loaded.
 
     Returns:
-      The instructions that ScaNN uses beyond SSE4; none where nothing is known of the flags, as on
-      aarch64, whose kernels are chosen when ScaNN is compiled.
+      The kernels, of "avx2" and "avx512", that ScaNN uses from now on and did not before. None
+      where it asks the processor itself, or has no such flags, as on aarch64.
 
     Raises:
       MarvelError: the environment variable has another value than "installed".
@@ -40,19 +42,23 @@ def enable(library: Path) -> tuple[str, ...]:
             f"{VARIABLE}={asked}: expected {AS_INSTALLED!r}, which leaves ScaNN as it was "
             "installed, or that it is not set."
         )
-    flags = _flags(library)
-    if asked != AS_INSTALLED:
-        for name in usable(_processor()) & flags.keys():
-            flags[name].value = True
-    return tuple(name for name, flag in flags.items() if flag.value)
+    if asked == AS_INSTALLED:
+        return ()
+    usable = kernels(instructions())
+    raised = []
+    for name, flag in flags(library).items():
+        if name in usable and not flag.value:
+            flag.value = True
+            raised.append(name)
+    return tuple(raised)
 
 
-def usable(has: Iterable[str]) -> set[str]:
+def kernels(has: Iterable[str]) -> set[str]:
     """Which of ScaNN's sets of kernels run on a processor that `has` these instructions."""
     return {name for name, needed in _NEEDS.items() if needed <= set(has)}
 
 
-def _flags(library: Path) -> dict[str, ctypes.c_bool]:
+def flags(library: Path) -> dict[str, ctypes.c_bool]:
     """Those that the library has: `research_scann::flags_internal::should_use_...`."""
     try:
         loaded = ctypes.CDLL(str(library))  # it is loaded already: the same one
@@ -69,10 +75,10 @@ def _flags(library: Path) -> dict[str, ctypes.c_bool]:
     return found
 
 
-def _processor() -> list[str]:
-    """The instructions that the system lets a program use."""
+def instructions(cpuinfo: Path = _CPUINFO) -> list[str]:
+    """What the system lets a program use of an x86-64 processor; nothing of another."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:
         return []
     return next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])

@@ -215,7 +215,7 @@ class PartialStore:
         """Gives the folder its name, and only then drops what only unfinished stores have.
 
         That is what a killed writer resumes by, and the files that killed processes had half
-        written. Before, such a file may be one that another process is about to rename.
+        written. Before the rename, such a file may be one that another process is just writing.
         """
         self.folder.replace(self.path)
         for pattern in ("shard-*.json", "contents-*.npy", _PROMISE, ".*.npy-*", ".*.json-*"):

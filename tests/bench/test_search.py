@@ -99,16 +99,24 @@ def test_a_contender_that_the_system_killed_is_told(tmp_path):
         child.ask("lap", setting={"reorder": 20})
 
 
-def test_only_the_peers_that_are_asked_for_are_measured_and_the_others_are_told(monkeypatch):
+@pytest.mark.parametrize("added", [(), ("avx2",)])
+def test_only_the_peers_that_are_asked_for_are_measured_and_the_others_are_told(monkeypatch, added):
     with pytest.raises(MarvelError, match="'faiss ivf': choose peers of faiss ivf-flat"):
         SearchOptions(peers=("faiss ivf",))
     monkeypatch.setattr(search.faiss_peers, "why_not", lambda: None)
+    monkeypatch.setattr(search.scann_ops, "added_kernels", lambda: added)
     asked = []
 
     class Told:
-        def __init__(self, name, **_):
-            asked.append(name)
+        def __init__(self, name, **how):
+            asked.append((name, *how["environment"].values()))
             self.name = name
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.close()
 
         def ask(self, call, **_):
             point = {"setting": {"nprobe": 3}, "recall": 0.9, "queries/s": 9.0}
@@ -125,8 +133,10 @@ def test_only_the_peers_that_are_asked_for_are_measured_and_the_others_are_told(
     monkeypatch.setattr(search, "Child", Told)
     monkeypatch.setattr(search, "_prepare", lambda *_: None)
     found = run(SearchOptions(recall=(0.8,), peers=("faiss hnsw32",), repeats=2))
-    assert asked == ["scann", "faiss hnsw32"]
+    own = [("scann", "installed")] if added else []
+    assert asked == [("scann",), ("faiss hnsw32",), *own]
     assert found["of_best_peer"]["0.8"]["queries/s"] == 1.0
+    assert ("queries/s, of ScaNN as installed" in found["of_best_peer"]["0.8"]) == bool(added)
     assert any(
         line.startswith("left out: faiss ivf-flat") and "hnsw32" not in line
         for line in found["notes"]
@@ -134,10 +144,11 @@ def test_only_the_peers_that_are_asked_for_are_measured_and_the_others_are_told(
 
 
 def test_the_ratio_is_of_the_best_peer_in_the_same_turns(monkeypatch):
-    rows = [
-        {"index": name, "target": 0.9, "queries/s": pace, "setting": "nprobe 3"}
-        for name, pace in (("scann", 10.0), ("slow", 20.0), ("fast", 30.0))
-    ]
+    def measured():
+        return [
+            {"index": name, "target": 0.9, "queries/s": pace, "setting": "nprobe 3"}
+            for name, pace in (("scann", 10.0), ("slow", 20.0), ("fast", 30.0))
+        ]
 
     class Timed:
         def __init__(self, seconds):
@@ -148,7 +159,7 @@ def test_the_ratio_is_of_the_best_peer_in_the_same_turns(monkeypatch):
             seconds = next(self.seconds)
             return {"seconds": seconds, "cpu_seconds": 2 * seconds}
 
-    children = {"scann": Timed([1, 4, 10, 40, 2, 8]), "fast": Timed([2, 30, 3])}
+    rows, children = measured(), {"scann": Timed([1, 4, 10, 40, 2, 8]), "fast": Timed([2, 30, 3])}
     options = SearchOptions(queries=60, repeats=3, recall=(0.9,))
     found, line = search._turns(rows, children, 0.9, options, lambda line: None)
     # Each turn with itself: 2, 3 and 1.5 times as fast; the slow minute is in both.
@@ -159,21 +170,9 @@ def test_the_ratio_is_of_the_best_peer_in_the_same_turns(monkeypatch):
 
     children |= {"scann": Timed([1, 4, 10, 40, 2, 8]), "fast": Timed([2, 30, 3])}
     children["scann as installed"] = Timed([3, 20, 5])
-    found, line = search._turns(rows, children, 0.9, options, lambda line: None)
+    found, line = search._turns(measured(), children, 0.9, options, lambda line: None)
     assert (found["queries/s"], found["queries/s, of ScaNN as installed"]) == (2.0, 2.5)
     assert line.endswith("2.50x of ScaNN as its wheel runs")
-
-
-def test_scann_as_installed_runs_in_a_process_that_leaves_the_wheel_alone(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(search, "Child", lambda name, **how: asked.append((name, how)))
-    options = SearchOptions(threads=1)
-    for name in ("scann", "scann as installed"):
-        search._child(name, tmp_path, options)
-    (ours, plain), (theirs, installed) = asked
-    assert (ours, theirs) == ("scann", "scann")
-    assert plain["environment"] == {}
-    assert installed["environment"] == {"MARVEL_SCANN_INSTRUCTIONS": "installed"}
 
 
 @pytest.mark.peer

@@ -243,16 +243,18 @@ def test_a_writer_that_found_no_room_still_has_its_rows(tmp_path, monkeypatch):
 def test_one_who_finishes_leaves_what_another_is_about_to_rename(tmp_path, monkeypatch):
     first, second = (writer(tmp_path / "store") for _ in range(2))
     first.append(IDS, VECTORS)
-    beside = PartialStore._write_beside
+    theirs = second.partial._write_beside("manifest.json", {})
+    replace, seen = Path.replace, []
 
-    def meanwhile(self, name, value):
-        monkeypatch.setattr(PartialStore, "_write_beside", beside)
-        temporary = beside(self, name, value)
-        second.partial.write_manifest(value)
-        return temporary
+    def look(self, target):
+        if self == partial_path(tmp_path / "store"):
+            seen.append(theirs.exists())
+        return replace(self, target)
 
-    monkeypatch.setattr(PartialStore, "_write_beside", meanwhile)
+    monkeypatch.setattr(Path, "replace", look)
     np.testing.assert_array_equal(first.finish().vectors(), VECTORS)
+    assert seen == [True]  # until the store has its name
+    assert not list((tmp_path / "store").glob(".*"))
 
 
 def test_what_a_killed_writer_left_does_not_stay_in_the_store(tmp_path):
