@@ -92,13 +92,19 @@ def given_weights(options: RerankOptions, names: Sequence[str]) -> dict[Pool, Fu
 
 
 def check_options(options: RerankOptions, layout: MbeirFolder) -> None:
-    """Refuses, before anything is encoded, weights that cannot be used for the test sets.
+    """Refuses, before anything is encoded, what cannot be used for the test sets.
 
     Raises:
-      MarvelError: what `given_weights` refuses, `fit_split` lacks a test set, or a weight is, or
-        would be, fitted on queries that are judged.
+      MarvelError: too few results, what `given_weights` refuses, `fit_split` lacks a test set, or
+        a weight is, or would be, fitted on queries that are judged.
     """
     tests = layout.test_sets()
+    deepest = max(tests, key=lambda one: one.k)
+    if options.top < deepest.k:
+        raise MarvelError(
+            f"--top {options.top}: the score of {deepest.name} looks at the first {deepest.k} "
+            f"results: rerank at least {deepest.k}."
+        )
     names = [one.name for one in tests]
     weights = given_weights(options, names)
     if weights is None:
@@ -138,12 +144,6 @@ def rerank_evaluation(
       MarvelError: what reranking, fitting or scoring refuses.
     """
     names = list(evaluated.sets)
-    deepest = max(evaluated.sets.values(), key=lambda one: one.k)
-    if options.top < deepest.k:
-        raise MarvelError(
-            f"--top {options.top}: the score of {deepest.name} looks at the first {deepest.k} "
-            f"results: rerank at least {deepest.k}."
-        )
     weights = given_weights(options, names)
     if weights is None:
         weights = _fitted(

@@ -1,4 +1,4 @@
-"""Emoji, a model of random weights and an evaluation with everything, made once for each file.
+"""Emoji, a model of random weights and an evaluation with everything; not to be changed.
 
 What is tested is that all parts fit together, go on where they stopped and refuse what cannot be.
 """
@@ -27,7 +27,7 @@ FEW = Sizes(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """Emoji with a validation split: of each test set every other query."""
     folder = tmp_path_factory.mktemp("corpora") / "emoji"
@@ -48,7 +48,7 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(corpus, tmp_path_factory) -> Path:
     """A Qwen2-VL of random weights, which serves as embedder and as reranker."""
     folder = tmp_path_factory.mktemp("models")
@@ -57,16 +57,8 @@ def model(corpus, tmp_path_factory) -> Path:
     return folder / "model"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ran(model, corpus, tmp_path_factory):
     """(folder, outcome) of a run with everything."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    outcome = evaluate(
-        model,
-        corpus,
-        workdir,
-        scann=True,
-        reranker=model,
-        **WHOLE,
-    )
-    return workdir, outcome
+    return workdir, evaluate(model, corpus, workdir, scann=True, reranker=model, **WHOLE)

@@ -11,6 +11,7 @@ from marvel_jax.errors import MarvelError
 from marvel_jax.recipes import reranked_lists
 from marvel_jax.retrieval import evaluation_folder
 from marvel_jax.retrieval.embedder import Embedder
+from marvel_jax.retrieval.encode import instructed
 from marvel_jax.retrieval.fusion import query_key
 from marvel_jax.retrieval.rerank import Reranker
 from marvel_jax.retrieval.store import VectorStore
@@ -24,19 +25,13 @@ def test_p_yes_is_the_rerankers_own(ran, corpus, model):
     source = layout.judged_source("test")
     one = layout.test_sets()[0]
     found = folder.rankings(one.name)
-    query = retrieval_item(one.queries[2], layout)
+    query = instructed(one.queries[2], layout.instructions, seed=0)
     rows = found.reranked["reranked"].local_pool.indices[2, :TOP]
     items = [source.candidates[source.candidate_index(store.ids[row])].item for row in rows]
     expected = Reranker.from_pretrained(model).score([(query, item) for item in items]).p_yes
     scores = found.reranked["reranked"].local_pool.scores[2, :TOP]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert (np.diff(scores) <= 0).all()
-
-
-def retrieval_item(query, layout):
-    from marvel_jax.retrieval.encode import instructed
-
-    return instructed(query, layout.instructions, seed=0)
 
 
 def test_a_killed_reranker_goes_on(ran, model, corpus, tmp_path, monkeypatch):
@@ -83,14 +78,17 @@ def test_a_killed_reranker_goes_on(ran, model, corpus, tmp_path, monkeypatch):
         ({"top": 2}, "--top 2: .* looks at the first 5"),
     ],
 )
-def test_what_cannot_be_is_refused(ran, model, corpus, options, message):
-    workdir, _ = ran
+def test_what_cannot_be_is_refused_first(model, corpus, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(Embedder, "encode", lambda *_, **__: pytest.fail("something is encoded"))
     with pytest.raises(MarvelError, match=message):
-        evaluate(model, corpus, workdir, **{"reranker": model, **options})
+        evaluate(model, corpus, tmp_path / "new", **{"reranker": model, **options})
+    assert not (tmp_path / "new").exists()
 
 
 def test_weights_of_a_recipe_are_used_and_must_have_every_set(ran, model, corpus, tmp_path):
-    workdir, first = ran
+    whole, first = ran
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
     fitted = json.loads(json.dumps(first.facts["reranked"]["pools"]))
     file = tmp_path / "fusion.json"
     with pytest.raises(MarvelError, match="with the queries that they were fitted on"):
